@@ -1,0 +1,260 @@
+"""One request and its one answer, the same for the gateway whichever protocol carried it.
+
+`OhttpOpening` and `EhbpOpening` take the sealed request as it arrives; `open()` gives the `Exchange` that alone can
+answer it, in one piece (`answer`) or as a stream (`begin`, `data`, `end`).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from inference.channel import bhttp, ehbp, ohttp
+from inference.channel.bhttp import Fields, RequestHead, ResponseHead
+from inference.channel.errors import ExchangeMisuse, MalformedMessage
+from inference.channel.hpke import PrivateKey
+from inference.channel.limits import DEFAULT_LIMITS, Limits
+from inference.channel.padding import EventPadder, Padding, bucket, pad_json
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Headers of the outer HTTP response."""
+
+_PIECE = 16_384
+"""Plaintext bytes per chunk of a whole answer: what every receiver of chunked OHTTP takes."""
+_EVENT_STREAM = b"text/event-stream"
+# RFC 10036 asks intermediaries not to buffer; X-Accel-Buffering is nginx's word for it.
+_UNBUFFERED: Headers = ((b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store"))
+
+
+class _State(Enum):
+    OPENED = auto()
+    STREAMING = auto()
+    ENDED = auto()
+
+
+class _Step(Enum):
+    ANSWER = auto()
+    BEGIN = auto()
+    DATA = auto()
+    END = auto()
+
+
+_NEXT: dict[_State, dict[_Step, _State]] = {
+    _State.OPENED: {_Step.ANSWER: _State.ENDED, _Step.BEGIN: _State.STREAMING},
+    _State.STREAMING: {_Step.DATA: _State.STREAMING, _Step.END: _State.ENDED},
+    _State.ENDED: {},
+}
+
+
+@dataclass(frozen=True)
+class InnerRequest:
+    """What the client asked, opened."""
+
+    method: str
+    path: str
+    fields: Fields
+    body: bytes
+
+    def __repr__(self) -> str:
+        return "InnerRequest(...)"
+
+
+@dataclass(frozen=True)
+class OuterHead:
+    """Status and headers of the outer response."""
+
+    status: int
+    headers: Headers
+
+
+class Exchange(ABC):
+    """Answers one opened request. `enc` names it for the replay check."""
+
+    can_stream: bool
+    enc: bytes
+
+    def __init__(self, padding: Padding) -> None:
+        self._padding = padding
+        self._state = _State.OPENED
+        self._events: EventPadder | None = None
+
+    @abstractmethod
+    def request(self) -> InnerRequest:
+        """The opened request. Raises `MalformedMessage`, to be answered inside the seal."""
+
+    def answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]:
+        """A whole answer, padded to a bucket. Ends the exchange."""
+        self._step(_Step.ANSWER)
+        return self._answer(status, fields, body)
+
+    def begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]:
+        """The start of a streamed answer: outer head and first bytes."""
+        if not self.can_stream:
+            raise ExchangeMisuse("this form of the protocol cannot stream")
+        self._step(_Step.BEGIN)
+        if (bhttp.field(fields, b"content-type") or b"").startswith(_EVENT_STREAM):
+            self._events = EventPadder(self._padding)
+        return self._begin(status, fields)
+
+    def data(self, data: bytes) -> bytes:
+        """Sealed bytes for `data`, which is what became ready together; may be empty (half an event)."""
+        self._step(_Step.DATA)
+        if self._events is not None:
+            data = self._events.feed(data)
+        return self._seal(data) if data else b""
+
+    def end(self) -> bytes:
+        """The authenticated end. A stream left without it reads as cut. Ends the exchange."""
+        self._step(_Step.END)
+        rest = self._events.finish() if self._events is not None else b""
+        return (self._seal(rest) if rest else b"") + self._end()
+
+    def _step(self, step: _Step) -> None:
+        try:
+            self._state = _NEXT[self._state][step]
+        except KeyError:
+            self._state = _State.ENDED
+            raise ExchangeMisuse(f"{step.name} is out of order") from None
+
+    @abstractmethod
+    def _answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]: ...
+    @abstractmethod
+    def _begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]: ...
+    @abstractmethod
+    def _seal(self, data: bytes) -> bytes: ...
+    @abstractmethod
+    def _end(self) -> bytes: ...
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._state.name})"
+
+
+class OhttpOpening:
+    """Takes an encapsulated request's bytes."""
+
+    def __init__(self, media: ohttp.Media, keys: ohttp.Keys, padding: Padding, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._media = media
+        self._padding = padding
+        self._limits = limits
+        self._opener = ohttp.RequestOpener(media, keys, limits)
+
+    def feed(self, data: bytes) -> None:
+        """Raises `ChannelError`."""
+        self._opener.feed(data)
+
+    def open(self) -> Exchange:
+        """Raises `ChannelError`."""
+        message, sealer = self._opener.finish()
+        return _OhttpExchange(self._media, message, sealer, self._opener.enc, self._padding, self._limits)
+
+
+class _OhttpExchange(Exchange):
+    def __init__(
+        self,
+        media: ohttp.Media,
+        message: bytes,
+        sealer: ohttp.ResponseSealer,
+        enc: bytes,
+        padding: Padding,
+        limits: Limits,
+    ) -> None:
+        super().__init__(padding)
+        self.enc = enc
+        self.can_stream = media.chunked
+        self._media = media
+        self._message = message
+        self._sealer = sealer
+        self._limits = limits
+
+    def request(self) -> InnerRequest:
+        decoder = bhttp.Decoder("request", self._limits)
+        events = decoder.feed(self._message) + decoder.finish()
+        head = events[0] if events else None
+        if not isinstance(head, RequestHead):
+            raise MalformedMessage("the message has no head")
+        content = b"".join(event.data for event in events if isinstance(event, bhttp.Content))
+        return InnerRequest(head.method, head.path, head.fields, content)
+
+    def _head(self) -> OuterHead:
+        return OuterHead(200, ((b"content-type", self._media.response.encode()), *_UNBUFFERED))
+
+    def _answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]:
+        message = bhttp.encode(ResponseHead(status, fields), body)
+        if self._padding is Padding.PAD:
+            message += bytes(bucket(len(message)) - len(message))
+        if not self._media.chunked:
+            return self._head(), self._sealer.whole(message)
+        start = self._sealer.start()
+        pieces = [self._sealer.chunk(message[at : at + _PIECE]) for at in range(0, len(message), _PIECE)]
+        return self._head(), start + b"".join(pieces) + self._sealer.final()
+
+    def _begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]:
+        head = bhttp.encode_head(ResponseHead(status, fields))
+        return self._head(), self._sealer.start() + self._sealer.chunk(head)
+
+    def _seal(self, data: bytes) -> bytes:
+        if len(data) <= _PIECE - 8:
+            return self._sealer.chunk(bhttp.encode_content(data))
+        message = bhttp.encode_content(data)
+        return b"".join(self._sealer.chunk(message[at : at + _PIECE]) for at in range(0, len(message), _PIECE))
+
+    def _end(self) -> bytes:
+        return self._sealer.chunk(bhttp.encode_end()) + self._sealer.final()
+
+
+class EhbpOpening:
+    """Takes an EHBP request's body. `method`, `path` and `fields` came in the clear."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        fields: Fields,
+        header: str,
+        keys: tuple[PrivateKey, ...],
+        padding: Padding,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._clear = (method, path, fields)
+        self._padding = padding
+        self._opener = ehbp.RequestOpener(header, keys, limits)
+
+    def feed(self, data: bytes) -> None:
+        """Raises `ChannelError`."""
+        self._opener.feed(data)
+
+    def open(self) -> Exchange:
+        """Raises `ChannelError`."""
+        body, sealer = self._opener.finish()
+        return _EhbpExchange(InnerRequest(*self._clear, body), sealer, self._opener.enc, self._padding)
+
+
+class _EhbpExchange(Exchange):
+    can_stream = True
+
+    def __init__(self, request: InnerRequest, sealer: ehbp.ResponseSealer, enc: bytes, padding: Padding) -> None:
+        super().__init__(padding)
+        self.enc = enc
+        self._request = request
+        self._sealer = sealer
+
+    def request(self) -> InnerRequest:
+        return self._request
+
+    def _head(self, status: int, fields: Fields) -> OuterHead:
+        nonce = (ehbp.RESPONSE_HEADER.encode(), self._sealer.nonce.hex().encode())
+        return OuterHead(status, (nonce, *fields, *_UNBUFFERED))
+
+    def _answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]:
+        is_json = (bhttp.field(fields, b"content-type") or b"").startswith(b"application/json")
+        if self._padding is Padding.PAD and is_json:
+            body = pad_json(body)
+        return self._head(status, fields), self._sealer.frame(body) if body else b""
+
+    def _begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]:
+        return self._head(status, fields), b""
+
+    def _seal(self, data: bytes) -> bytes:
+        return self._sealer.frame(data)
+
+    def _end(self) -> bytes:
+        return b""
