@@ -1,0 +1,179 @@
+"""The configuration: one TOML file, parsed once into frozen types. Its SHA-256 is in the evidence.
+
+Every field that decides about secrecy has to be written out; there is no default that an operator could get by
+leaving a line away.
+"""
+
+import difflib
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from inference.channel.padding import Padding
+
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:+-]{0,199}$")]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message says which line to change, and how."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Server(_Section):
+    """Where the backend listens."""
+
+    host: str
+    port: int = Field(ge=0, le=65535)
+    replica: Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+    """Name of this backend among others behind one balancer; part of its gateway path."""
+    max_requests: int = Field(default=1024, ge=1)
+    """Requests in progress; one more is answered 503."""
+    request_seconds: float = Field(default=120, gt=0)
+    """Time for a request's body to arrive."""
+
+
+class Tls(_Section):
+    """TLS of the outer connection. The sealed channel does not rely on it."""
+
+    mode: Literal["off", "files", "generated"]
+    certificate: Path | None = None
+    key: Path | None = None
+    names: tuple[str, ...] = ()
+    """DNS names of a generated certificate."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.mode == "files") != (self.certificate is not None and self.key is not None):
+            raise ValueError('mode = "files" needs certificate and key, and only it has them')
+        if self.mode == "generated" and not self.names:
+            raise ValueError('mode = "generated" needs names, the host names of the certificate')
+        return self
+
+
+class Callers(_Section):
+    """Who may ask."""
+
+    authentication: Literal["none", "keys"]
+    key_sha256: frozenset[Digest] = frozenset()
+    """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.authentication == "keys") != bool(self.key_sha256):
+            raise ValueError('authentication = "keys" needs at least one key_sha256, and only it has them')
+        return self
+
+
+class Channel(_Section):
+    """The sealed channel."""
+
+    padding: Padding
+    key_lifetime_s: float = Field(gt=0)
+    key_overlap_s: float = Field(ge=0)
+
+
+class Evidence(_Section):
+    """Which hardware signs the evidence."""
+
+    cpu: Literal["simulated"]
+    """Real hardware comes with a later release; until then everything but "simulated" is refused."""
+
+
+class Engines(_Section):
+    """What all engines share."""
+
+    python: Path
+    """The interpreter of the engines' own environment."""
+    runtime_directory: Path
+    """Sockets and logs; made with mode 0700."""
+    ready_seconds: float = Field(default=300, gt=0)
+
+
+class Model(_Section):
+    """One model, one engine."""
+
+    id: ModelId
+    task: Literal["generate", "embed"]
+    source: str
+    """A local folder (relative to where the backend is started) or a hub id."""
+    aliases: tuple[ModelId, ...] = ()
+    manifest: Path | None = None
+    """The weights' manifest (`cloister models lock`); required for a local folder."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments for vLLM."""
+    kv_cache_bytes: int | None = Field(default=None, gt=0)
+
+
+class Config(_Section):
+    """The whole configuration. `sha256` is the digest of the file's bytes."""
+
+    server: Server
+    tls: Tls
+    callers: Callers
+    channel: Channel
+    evidence: Evidence
+    engines: Engines
+    models: tuple[Model, ...] = Field(min_length=1)
+    sha256: bytes = Field(exclude=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [name for model in self.models for name in (model.id, *model.aliases)]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"the model names {', '.join(doubled)} are given more than once")
+        if self.tls.mode == "off" and self.server.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError('without TLS the backend listens on loopback only: set server.host = "127.0.0.1" or tls')
+        return self
+
+
+def load(path: Path) -> Config:
+    """Parses a file. Raises `ConfigError`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return parse(data, str(path))
+
+
+def parse(data: bytes, name: str = "the configuration") -> Config:
+    """Parses a file's bytes. Raises `ConfigError`."""
+    try:
+        values: dict[str, Any] = tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{name} is not TOML: {error}") from error
+    if "sha256" in values:
+        raise ConfigError(f"{name}: sha256 is computed, remove it")
+    try:
+        return Config(**values, sha256=hashlib.sha256(data).digest())
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{name}: {_explain(item)}" for item in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "file"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _names(error["loc"][:-1]), n=1, cutoff=0)
+        return f"{where}: unknown name" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{where}: missing; it has no default and must be set"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _names(path: tuple[int | str, ...]) -> list[str]:
+    """The names that are valid at `path`."""
+    section: type[BaseModel] = Config
+    for part in path:
+        if isinstance(part, str):
+            annotation = Model if part == "models" else section.model_fields[part].annotation
+            if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+                return []
+            section = annotation
+    return [name for name in section.model_fields if name != "sha256"]

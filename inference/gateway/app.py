@@ -1,0 +1,106 @@
+"""The outer routes. What each may answer in the clear is a fixed text (`failures`), public keys or evidence."""
+
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from inference.channel import ehbp, keyconfig, ohttp
+from inference.channel.exchange import EhbpOpening, OhttpOpening
+from inference.channel.padding import Padding
+from inference.gateway import failures
+from inference.gateway.admission import MODELS_PATH, ROUTES, Admission
+from inference.gateway.evidence import EvidenceService, EvidenceUnavailable
+from inference.gateway.sealed import SealedService
+from inference.keys import KeyRing
+from inference.lifecycle import WAITS_FOR, Lifecycle
+
+GATEWAY_PATH = "/.well-known/ohttp-gateway"
+_NONCE = re.compile("[0-9a-f]{64}")
+_MEDIA = {media.request: media for media in (ohttp.CHUNKED, ohttp.WHOLE)}
+# Forwarded from EHBP's clear headers: the caller's key. The body's type is fixed.
+_EHBP_FIELDS = (b"authorization", b"x-api-key")
+# A key may rotate at any moment, and these documents are small.
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+def create_gateway(
+    *,
+    replica: str,
+    padding: Padding,
+    lifecycle: Lifecycle,
+    keys: KeyRing,
+    evidence: EvidenceService,
+    admission: Admission,
+    sealed: SealedService,
+) -> FastAPI:
+    """The gateway's web application."""
+    app = FastAPI(title="cloister", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def http_exception(_request: Request, error: HTTPException) -> Response:
+        found = failures.METHOD_NOT_ALLOWED if error.status_code == 405 else failures.NOT_FOUND
+        return found.response()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        body = {"step": lifecycle.step, "waits_for": WAITS_FOR[lifecycle.step]}
+        return JSONResponse(body, 200 if lifecycle.serving else 503, _NO_STORE)
+
+    @app.get("/.well-known/attestation")
+    async def attestation(nonce: str = "") -> Response:
+        if not _NONCE.fullmatch(nonce):
+            return failures.BAD_NONCE.response()
+        if not lifecycle.evidence_ready:
+            return failures.NO_EVIDENCE.response()
+        try:
+            document = await evidence.document(bytes.fromhex(nonce))
+        except EvidenceUnavailable:
+            return failures.NO_EVIDENCE.response()
+        return Response(document, 200, _NO_STORE, "application/json")
+
+    @app.get(GATEWAY_PATH)
+    @app.get(f"{GATEWAY_PATH}/{replica}")
+    async def ohttp_keys() -> Response:
+        return Response(keyconfig.encode_list(keys.configurations), 200, _NO_STORE, keyconfig.MEDIA_TYPE)
+
+    @app.get("/.well-known/hpke-keys")
+    async def hpke_keys() -> Response:
+        # A raw header: EHBP's clients compare the type as a string.
+        return Response(keys.ehbp_configuration.encode(), 200, {**_NO_STORE, "Content-Type": keyconfig.MEDIA_TYPE})
+
+    @app.post(GATEWAY_PATH)
+    @app.post(f"{GATEWAY_PATH}/{replica}")
+    async def ohttp_gateway(request: Request) -> Response:
+        media = _MEDIA.get(request.headers.get("content-type", "").partition(";")[0].strip().lower())
+        if media is None:
+            return failures.WRONG_MEDIA_TYPE.response()
+        if not lifecycle.serving:
+            return failures.NOT_READY.response()
+        return await sealed.handle(request, lambda: OhttpOpening(media, keys.find, padding))
+
+    @app.get(MODELS_PATH)
+    async def models() -> dict[str, Any]:
+        return admission.model_list
+
+    async def ehbp_or_refuse(request: Request) -> Response:
+        header = request.headers.get(ehbp.REQUEST_HEADER)
+        if header is None:
+            return failures.PLAINTEXT_REFUSED.response()
+        if not lifecycle.serving:
+            return failures.NOT_READY.response()
+        fields = tuple((name, value) for name, value in request.headers.raw if name in _EHBP_FIELDS)
+        path = request.url.path
+        return await sealed.handle(
+            request, lambda: EhbpOpening(request.method, path, fields, header, keys.ehbp_keys(), padding)
+        )
+
+    for path in ROUTES:
+        app.add_api_route(path, ehbp_or_refuse, methods=["POST"])
+    return app

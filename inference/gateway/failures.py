@@ -1,0 +1,124 @@
+"""One table from what went wrong to what is said about it.
+
+Before a request is open: a problem document (RFC 9457) with a fixed text and no cause. After: an error in OpenAI's
+shape, sealed like an answer.
+"""
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from fastapi.responses import Response
+
+from inference.channel import ehbp
+from inference.channel.errors import ChannelError, MessageTooLarge, UnknownKey
+from inference.keys import Replayed
+
+PROBLEM_JSON = "application/problem+json"
+OHTTP_KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
+RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An answer in the clear. `title` is all that is ever said."""
+
+    status: int
+    title: str
+    type: str = "about:blank"
+    retry_after_s: int | None = None
+
+    def response(self) -> Response:
+        """As an HTTP response. `error` repeats the title where OpenAI's clients look for a message."""
+        document = {
+            "type": self.type,
+            "title": self.title,
+            "status": self.status,
+            "error": {"message": self.title, "type": "invalid_request_error", "param": None, "code": None},
+        }
+        headers = {"Cache-Control": "no-store"}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        return Response(json.dumps(document), self.status, headers, PROBLEM_JSON)
+
+
+UNKNOWN_KEY = Problem(
+    422, "The request was sealed to a key that this backend does not hold. Fetch the keys again.", OHTTP_KEY_PROBLEM
+)
+EHBP_UNKNOWN_KEY = Problem(422, UNKNOWN_KEY.title, ehbp.KEY_CONFIG_PROBLEM)
+UNOPENED = Problem(400, "The sealed request could not be opened.")
+TOO_LARGE = Problem(413, "The sealed request is larger than this backend takes.")
+REPLAYED = Problem(409, "This sealed request was answered before. Seal it again.")
+SLOW = Problem(408, "The sealed request did not arrive in time.")
+BUSY = Problem(503, "All request slots are taken. Try again shortly.", retry_after_s=RETRY_AFTER_S)
+NOT_READY = Problem(503, "The backend is not serving yet; /readyz tells its step.", retry_after_s=RETRY_AFTER_S)
+BAD_NONCE = Problem(400, "A nonce of 64 lower-case hexadecimal digits is required: ?nonce=<64 hex digits>.")
+NO_EVIDENCE = Problem(503, "Evidence is not available; /readyz tells the step.", retry_after_s=RETRY_AFTER_S)
+WRONG_MEDIA_TYPE = Problem(
+    415, "Send message/ohttp-chunked-req or message/ohttp-req here; GET this path for the keys to seal it with."
+)
+PLAINTEXT_REFUSED = Problem(
+    400,
+    "This backend opens sealed requests only, and nothing was forwarded. Use the cloister proxy or client, Oblivious "
+    "HTTP at /.well-known/ohttp-gateway, or EHBP with the key from /.well-known/hpke-keys.",
+    "urn:cloister:problem:plaintext-refused",
+)
+NOT_FOUND = Problem(404, "There is nothing at this path.")
+METHOD_NOT_ALLOWED = Problem(405, "This path does not take this method.")
+
+
+def of_channel(error: Exception, *, is_ehbp: bool = False) -> Problem:
+    """The problem for an exception raised while a request was being opened."""
+    if isinstance(error, UnknownKey):
+        return EHBP_UNKNOWN_KEY if is_ehbp else UNKNOWN_KEY
+    if isinstance(error, MessageTooLarge):
+        return TOO_LARGE
+    if isinstance(error, Replayed):
+        return REPLAYED
+    if isinstance(error, TimeoutError):
+        return SLOW
+    if isinstance(error, ChannelError):
+        return UNOPENED
+    raise error
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer inside the seal."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+    def body(self) -> bytes:
+        """OpenAI's error shape."""
+        kind = {401: "authentication_error", 404: "not_found_error"}.get(
+            self.status, "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        )
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        # "type" at the top is where Anthropic's clients look; OpenAI's ignore it.
+        return json.dumps({"type": "error", "error": error}).encode()
+
+    def event(self) -> bytes:
+        """The same as the last event of a stream that had already begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+class Refused(Exception):
+    """Carries a refusal. A new object each time: a traceback keeps its frames, and so a request's content, alive."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+
+
+ENGINE_DOWN = Refusal(503, "The model's engine is not answering. Try again shortly.", "engine_unavailable")
+ENGINE_CUT = Refusal(502, "The model's engine stopped before the answer was complete.", "engine_failed")
+ENGINE_TOO_LARGE = Refusal(502, "The model's answer is larger than this backend passes on.", "answer_too_large")
+INTERNAL = Refusal(500, "The backend failed while answering. Nothing about the cause is disclosed.", "internal_error")
+MALFORMED_INNER = Refusal(400, "The opened message is not a binary HTTP request.", "malformed_request")
+STREAM_NEEDS_CHUNKS = Refusal(
+    400, 'A stream cannot be sealed in one piece: send message/ohttp-chunked-req, or "stream": false.', param="stream"
+)
+BAD_KEY = Refusal(401, "Incorrect API key provided.", "invalid_api_key")

@@ -1,0 +1,72 @@
+"""The life of the backend as one literal table. `/readyz` shows the step; a failure names it and says what to do."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Step(StrEnum):
+    """Where the backend is."""
+
+    PREFLIGHT = "PREFLIGHT"
+    KEYS = "KEYS"
+    EVIDENCE = "EVIDENCE"
+    SELF_VERIFIED = "SELF_VERIFIED"
+    WEIGHTS = "WEIGHTS"
+    ENGINES = "ENGINES"
+    SERVING = "SERVING"
+    DRAINING = "DRAINING"
+    FAILED = "FAILED"
+
+
+NEXT: dict[Step, frozenset[Step]] = {
+    Step.PREFLIGHT: frozenset({Step.KEYS, Step.FAILED}),
+    Step.KEYS: frozenset({Step.EVIDENCE, Step.FAILED}),
+    Step.EVIDENCE: frozenset({Step.SELF_VERIFIED, Step.FAILED}),
+    Step.SELF_VERIFIED: frozenset({Step.WEIGHTS, Step.FAILED}),
+    Step.WEIGHTS: frozenset({Step.ENGINES, Step.FAILED}),
+    Step.ENGINES: frozenset({Step.SERVING, Step.FAILED}),
+    Step.SERVING: frozenset({Step.DRAINING, Step.FAILED}),
+    Step.DRAINING: frozenset(),
+    Step.FAILED: frozenset(),
+}
+
+WAITS_FOR: dict[Step, str] = {
+    Step.PREFLIGHT: "checking configuration, folders and the engines' environment",
+    Step.KEYS: "making the channel's keys",
+    Step.EVIDENCE: "collecting evidence for the keys",
+    Step.SELF_VERIFIED: "the clients' verifier accepted this backend's own evidence",
+    Step.WEIGHTS: "checking the models' files against their manifests",
+    Step.ENGINES: "starting the engines",
+    Step.SERVING: "nothing",
+    Step.DRAINING: "streams in progress to end",
+    Step.FAILED: "an operator",
+}
+
+
+class StepFailed(Exception):
+    """A step failed. The message says why and what an operator should do; it never holds content or keys."""
+
+
+@dataclass
+class Lifecycle:
+    """The current step. Only the moves of `NEXT` are possible."""
+
+    step: Step = Step.PREFLIGHT
+    reason: str = ""
+
+    def advance(self, step: Step, reason: str = "") -> None:
+        """Moves on. Raises `ValueError` for a move that is not in the table."""
+        if step not in NEXT[self.step]:
+            raise ValueError(f"{self.step} is not followed by {step}")
+        self.step = step
+        self.reason = reason
+
+    @property
+    def evidence_ready(self) -> bool:
+        """Whether evidence may be shown: it has passed the clients' verifier."""
+        return self.step in (Step.SELF_VERIFIED, Step.WEIGHTS, Step.ENGINES, Step.SERVING, Step.DRAINING)
+
+    @property
+    def serving(self) -> bool:
+        """Whether requests are taken."""
+        return self.step is Step.SERVING
