@@ -1,0 +1,64 @@
+# For people and for CI. `make serve` and `make test` work on a fresh Debian or Ubuntu with Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+ENGINE_VENV ?= .venv-engine
+MODELS ?= var/models
+PORT ?= 8080
+PROXY_PORT ?= 9876
+RUN = $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help serve demo test lint format bench models engine-env clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+serve: $(VENV)/.installed models ## Start the demo backend and a local client proxy; Ctrl-C stops both
+	@$(RUN) -m deploy.demo.run serve --port $(PORT) --proxy-port $(PROXY_PORT)
+
+demo: $(VENV)/.installed models ## A short conversation, a search and a tampering attempt, with what the network saw
+	@$(RUN) -m deploy.demo.run demo --port $(PORT) --proxy-port $(PROXY_PORT)
+
+test: $(VENV)/.installed-dev models ## Run all tests (T="path or options" selects)
+	@$(RUN) -m pytest $(T)
+
+lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and inference/channel/
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev ## Format the code
+	@$(VENV)/bin/ruff check --fix-only .
+	@$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated
+	@$(RUN) -m benchmarks.serve
+
+models: $(ENGINE_VENV)/.installed ## Make the demo models (two to three minutes, once)
+	@$(ENGINE_VENV)/bin/python -m deploy.demo.make_models --out $(MODELS)
+
+engine-env: $(ENGINE_VENV)/.installed ## Install the engines' own environment
+
+$(VENV)/bin/python:
+	@echo "[set-up] virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: set PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "[set-up] gateway, client and verifier (no vllm, no torch)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "[set-up] tools for development and tests"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(ENGINE_VENV)/.installed: deploy/engine_env.sh $(wildcard deploy/requirements/*.txt)
+	@PYTHON=$(PYTHON) deploy/engine_env.sh $(ENGINE_VENV)
+	@touch $@
+
+clean: ## Remove environments, models and caches
+	rm -rf $(VENV) $(ENGINE_VENV) var build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/interop/node_modules

@@ -1,0 +1,81 @@
+"""The command line: `cloister serve | proxy | models`."""
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cloister")
+def main() -> None:
+    """Confidential inference: requests are opened only inside the TEE, answers sealed for the client that asked."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
+    )
+    logging.getLogger("cloister").setLevel(logging.INFO)
+
+
+@main.command()
+@click.option("--config", "path", type=FILE, required=True, help="The backend's TOML file.")
+@click.option("--check", is_flag=True, help="Check the file and stop.")
+def serve(path: Path, check: bool) -> None:
+    """Start the backend: gateway and engines."""
+    # Imported here: the client's commands need neither the web framework nor the engines' code.
+    from inference import app, config
+
+    try:
+        loaded = config.load(path)
+    except config.ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    if check:
+        click.echo(f"{path} is valid; its SHA-256, as evidence shows it: {loaded.sha256.hex()}")
+        return
+    sys.exit(0 if app.serve(loaded) else 1)
+
+
+@main.command()
+@click.option("--upstream", required=True, metavar="URL", help="The backend, for example https://llm.example.org.")
+@click.option("--policy", type=FILE, required=True, help="The appraisal policy that its evidence has to meet.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9876, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--api-key", envvar="CLOISTER_API_KEY", help="Sent inside the channel; else the caller's own key is.")
+@click.option("--workspace", type=FOLDER, help="Keeps each accepted evidence document, and a log of them, here.")
+@click.option("--kem", type=click.Choice(["mlkem768-x25519", "x25519"]), help="Only this KEM; else the best offered.")
+def proxy(
+    upstream: str, policy: Path, host: str, port: int, api_key: str | None, workspace: Path | None, kem: str | None
+) -> None:
+    """Start the local client: an OpenAI-compatible endpoint that verifies the backend before it sends anything."""
+    from inference.client.proxy import run_proxy
+
+    run_proxy(
+        upstream=upstream, host=host, port=port, policy_path=policy, api_key=api_key, workspace=workspace, kem=kem
+    )
+
+
+@main.group()
+def models() -> None:
+    """The models' files."""
+
+
+@models.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: FOLDER/cloister-manifest.json.")
+def lock(folder: Path, out: Path | None) -> None:
+    """Write a manifest of FOLDER's files and print its root, which evidence shows."""
+    from inference.engine import weights
+
+    try:
+        manifest = weights.lock(folder)
+        manifest.save(out or folder / weights.NAME)
+    except (weights.WeightsError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(manifest.root.hex())
+
+
+if __name__ == "__main__":
+    main(prog_name="cloister")

@@ -1,0 +1,103 @@
+"""What all tests share: the repository's paths and one running backend with its three real engines."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = ROOT.parent / "shared" / "vectors"
+API_KEY = "sk-canary-7f3a9d1e5b"
+READY_SECONDS = 240
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """Recorded evidence and wire vectors, kept outside the repository."""
+    if not VECTORS.is_dir():
+        pytest.skip("the shared vectors are not beside this checkout")
+    return VECTORS
+
+
+@dataclass(frozen=True)
+class RunningBackend:
+    """A backend with real engines, started as an operator would."""
+
+    url: str
+    api_key: str
+    policy_path: Path
+    config_path: Path
+    log_path: Path
+    sockets: dict[str, Path]
+    process: subprocess.Popen[bytes]
+    llama: str = "demo/llama-awq"
+    gemma: str = "demo/gemma3"
+    e5: str = "demo/e5"
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = READY_SECONDS) -> None:
+    """Until `/readyz` says SERVING; fails with the log where the process ends or time runs out."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"the backend ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+                assert json.load(answer)["step"] == "SERVING"
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail(f"the backend was not serving after {seconds} s:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBackend]:
+    """One backend for the whole run: the demo's configuration with API keys required and a runtime folder of its own."""
+    from tests.support import config_text
+
+    folder = tmp_path_factory.mktemp("backend")
+    port = free_port()
+    config_path = folder / "backend.toml"
+    config_path.write_text(config_text(port=port, runtime=folder / "run", api_keys=[API_KEY]))
+    policy_path = ROOT / "deploy" / "config" / "demo-policy.toml"
+    log_path = folder / "backend.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inference", "serve", "--config", str(config_path)],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "CLOISTER_CANARY": "env-canary-4c1f"},
+        )
+    try:
+        wait_until_serving(f"http://127.0.0.1:{port}", process, log_path)
+        ids = [model["id"] for model in tomllib.loads(config_path.read_text())["models"]]
+        yield RunningBackend(
+            url=f"http://127.0.0.1:{port}",
+            api_key=API_KEY,
+            policy_path=policy_path,
+            config_path=config_path,
+            log_path=log_path,
+            sockets={name: folder / "run" / f"{name.replace('/', '-')}.sock" for name in ids},
+            process=process,
+        )
+    finally:
+        process.terminate()
+        process.wait(60)
