@@ -1,0 +1,250 @@
+"""The evidence document and the claims in it: types, canonical encoding, strict parsing. README.md has the format."""
+
+import base64
+from dataclasses import dataclass
+from typing import Self
+
+from attestation import strict
+from attestation.errors import EvidenceError
+from attestation.limits import LIMITS, Limits
+
+TASKS = frozenset({"generate", "embed"})
+PADDINGS = frozenset({"off", "pad"})
+CC_MODES = frozenset({"none", "off", "on", "devtools"})
+"""Confidential computing of the GPUs; `none`: there is no GPU."""
+NO_GPUS = b"[]"
+"""The GPU evidence bundle that says in so many bytes that there is none."""
+
+_MODEL = frozenset({"aliases", "id", "task", "weights_root"})
+_CLAIMS = frozenset(
+    {
+        "cc_mode",
+        "configuration_sha256",
+        "ehbp_key_configuration",
+        "gateway_path",
+        "issued_at",
+        "key_configurations",
+        "keys_expire_at",
+        "models",
+        "padding",
+        "replica",
+        "software_version",
+        "tls_spki_sha256",
+        "version",
+    }
+)
+_DOCUMENT = frozenset({"type", "version", "claims", "nonces", "cpu", "gpu", "collateral"})
+_NONCES = frozenset({"root", "index", "size", "path"})
+_CPU = frozenset({"provider", "report", "certificates"})
+
+
+@dataclass(frozen=True)
+class ModelClaim:
+    """One model that the backend serves."""
+
+    id: str
+    task: str
+    aliases: tuple[str, ...]
+    weights_root: bytes
+    """Root hash of the manifest of the weights, 32 bytes."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a backend says about itself. The hardware signs the hash of exactly these bytes."""
+
+    key_configurations: bytes
+    """The channel's keys: `application/ohttp-keys`, RFC 9458 section 3. Opaque here."""
+    ehbp_key_configuration: bytes | None
+    """The key of the second protocol; None where it is not offered."""
+    gateway_path: str
+    replica: str
+    tls_spki_sha256: bytes | None
+    """SHA-256 of the TLS key's SubjectPublicKeyInfo; None where the backend speaks no TLS."""
+    models: tuple[ModelClaim, ...]
+    configuration_sha256: bytes
+    padding: str
+    software_version: str
+    cc_mode: str
+    issued_at: int
+    """Seconds since 1970, like `keys_expire_at`."""
+    keys_expire_at: int
+
+    def encode(self) -> bytes:
+        """The canonical bytes. Raises `EvidenceError` for claims that no verifier would read."""
+        data = strict.encode(
+            {
+                "version": 1,
+                "key_configurations": _base64(self.key_configurations),
+                "ehbp_key_configuration": None
+                if self.ehbp_key_configuration is None
+                else _base64(self.ehbp_key_configuration),
+                "gateway_path": self.gateway_path,
+                "replica": self.replica,
+                "tls_spki_sha256": None if self.tls_spki_sha256 is None else self.tls_spki_sha256.hex(),
+                "models": [
+                    {
+                        "id": model.id,
+                        "task": model.task,
+                        "aliases": list(model.aliases),
+                        "weights_root": model.weights_root.hex(),
+                    }
+                    for model in self.models
+                ],
+                "configuration_sha256": self.configuration_sha256.hex(),
+                "padding": self.padding,
+                "software_version": self.software_version,
+                "cc_mode": self.cc_mode,
+                "issued_at": self.issued_at,
+                "keys_expire_at": self.keys_expire_at,
+            }
+        )
+        Claims.parse(data)
+        return data
+
+    @classmethod
+    def parse(cls, data: bytes, limits: Limits = LIMITS) -> Self:
+        """Reads claims. Raises `EvidenceError`."""
+        fields = strict.Fields(strict.decode(data, "claims", limits.claims), "claims", _CLAIMS)
+        fields.constant("version", 1)
+        models = fields.items("models", limits.models, lambda value, where: _model(value, where, limits))
+        if not models:
+            raise EvidenceError("claims.models is empty")
+        names = [name for model in models for name in (model.id, *model.aliases)]
+        if len(set(names)) != len(names):
+            raise EvidenceError("claims.models gives one name to two models, or twice to one")
+        key_configurations = fields.octets("key_configurations", limits.key_configurations)
+        if not key_configurations:
+            raise EvidenceError("claims.key_configurations is empty")
+        ehbp = None
+        if fields.raw("ehbp_key_configuration") is not None:
+            ehbp = fields.octets("ehbp_key_configuration", limits.key_configurations)
+            if not ehbp:
+                raise EvidenceError("claims.ehbp_key_configuration is empty; null says that there is none")
+        path = fields.text("gateway_path", limits.text)
+        if not path.startswith("/"):
+            raise EvidenceError("claims.gateway_path does not begin with /")
+        return cls(
+            key_configurations=key_configurations,
+            ehbp_key_configuration=ehbp,
+            gateway_path=path,
+            replica=fields.text("replica", limits.text),
+            tls_spki_sha256=None if fields.raw("tls_spki_sha256") is None else fields.digest("tls_spki_sha256"),
+            models=models,
+            configuration_sha256=fields.digest("configuration_sha256"),
+            padding=fields.choice("padding", PADDINGS),
+            software_version=fields.text("software_version", limits.text),
+            cc_mode=fields.choice("cc_mode", CC_MODES),
+            issued_at=fields.integer("issued_at"),
+            keys_expire_at=fields.integer("keys_expire_at"),
+        )
+
+
+def _model(value: object, where: str, limits: Limits) -> ModelClaim:
+    fields = strict.Fields(value, where, _MODEL)
+    return ModelClaim(
+        id=fields.text("id", limits.text),
+        task=fields.choice("task", TASKS),
+        aliases=fields.items("aliases", limits.aliases, lambda alias, at: strict.text(alias, at, limits.text)),
+        weights_root=fields.digest("weights_root"),
+    )
+
+
+@dataclass(frozen=True)
+class NonceProof:
+    """That one nonce is among those of a round: an inclusion proof as in RFC 9162."""
+
+    root: bytes
+    index: int
+    size: int
+    path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class CpuEvidence:
+    """A CPU's signed report and the certificates that travel with it, leaf first, DER."""
+
+    provider: str
+    report: bytes
+    certificates: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One evidence document, read and not yet believed."""
+
+    claims: bytes
+    """Exactly the bytes that were hashed."""
+    nonces: NonceProof
+    cpu: CpuEvidence
+    gpu: bytes
+    """Exactly the bytes of the GPU evidence bundle that were hashed."""
+
+    def encode(self) -> bytes:
+        """The document's bytes."""
+        return strict.encode(
+            {
+                "type": "cloister-evidence",
+                "version": 1,
+                "claims": _base64(self.claims),
+                "nonces": {
+                    "root": _base64(self.nonces.root),
+                    "index": self.nonces.index,
+                    "size": self.nonces.size,
+                    "path": [_base64(node) for node in self.nonces.path],
+                },
+                "cpu": {
+                    "provider": self.cpu.provider,
+                    "report": _base64(self.cpu.report),
+                    "certificates": [_base64(certificate) for certificate in self.cpu.certificates],
+                },
+                "gpu": _base64(self.gpu),
+                "collateral": {},
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: bytes, limits: Limits = LIMITS) -> Self:
+        """Reads a document's outer structure; the claims stay bytes. Raises `EvidenceError`."""
+        fields = strict.Fields(strict.decode(data, "the document", limits.document), "document", _DOCUMENT)
+        fields.constant("type", "cloister-evidence")
+        fields.constant("version", 1)
+        strict.Fields(fields.raw("collateral"), "collateral", frozenset())
+        return cls(
+            claims=fields.octets("claims", limits.claims),
+            nonces=_nonces(fields.raw("nonces"), limits),
+            cpu=_cpu(fields.raw("cpu"), limits),
+            gpu=fields.octets("gpu", limits.gpu),
+        )
+
+
+def _nonces(value: object, limits: Limits) -> NonceProof:
+    fields = strict.Fields(value, "nonces", _NONCES)
+    return NonceProof(
+        root=_hash(fields.raw("root"), "nonces.root"),
+        index=fields.integer("index", limits.round - 1),
+        size=fields.integer("size", limits.round),
+        path=fields.items("path", limits.path, _hash),
+    )
+
+
+def _cpu(value: object, limits: Limits) -> CpuEvidence:
+    fields = strict.Fields(value, "cpu", _CPU)
+    return CpuEvidence(
+        provider=fields.text("provider", limits.text),
+        report=fields.octets("report", limits.report),
+        certificates=fields.items(
+            "certificates", limits.certificates, lambda item, where: strict.octets(item, where, limits.certificate)
+        ),
+    )
+
+
+def _hash(value: object, where: str) -> bytes:
+    decoded = strict.octets(value, where, 32)
+    if len(decoded) != 32:
+        raise EvidenceError(f"{where} is not 32 bytes")
+    return decoded
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

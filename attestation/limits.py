@@ -1,0 +1,35 @@
+"""Every quantity that a peer can size has its bound here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on an evidence document. Sizes in bytes; of what travels as base64, after decoding."""
+
+    document: int = 1024 * 1024
+    """The whole document."""
+    claims: int = 256 * 1024
+    key_configurations: int = 64 * 1024
+    """The list of key configurations; an X-Wing key is 1,216 bytes."""
+    models: int = 256
+    aliases: int = 64
+    """Further names of one model."""
+    text: int = 256
+    """Characters of a name, a path or a version."""
+    round: int = 65_536
+    """Nonces in one round of collection, the leaves of its tree."""
+    path: int = 16
+    """Hashes in an inclusion path; 2^16 leaves need 16."""
+    report: int = 64 * 1024
+    """The CPU's report."""
+    certificates: int = 8
+    certificate: int = 16 * 1024
+    """One DER certificate."""
+    gpu: int = 256 * 1024
+    """The bundle of the GPUs' evidence."""
+    policy: int = 1024 * 1024
+    """A policy file."""
+
+
+LIMITS = Limits()

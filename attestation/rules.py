@@ -1,0 +1,211 @@
+"""The policy's rules: one claim, one class. A rule passes or raises `PolicyError`; none can be unset."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from attestation.errors import PolicyError
+from attestation.evidence import Claims
+
+Any = Literal["any"]
+"""Written out where a relying party does not care."""
+T = TypeVar("T", str, bytes)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What verification has established, for the rules to judge."""
+
+    provider: str
+    measurement: bytes
+    gpus: int
+    """GPUs whose evidence was verified."""
+    claims: Claims
+    signed_at: tuple[tuple[str, int], ...]
+    """Every time under the signature: its name, seconds since 1970."""
+    now: float
+
+
+class Rule(Protocol):
+    """Judges one claim."""
+
+    def check(self, facts: Facts) -> None:
+        """Raises `PolicyError` where the claim is not accepted."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Whose CPU evidence counts."""
+
+    accepted: frozenset[str]
+
+    def check(self, facts: Facts) -> None:
+        if facts.provider in self.accepted:
+            return
+        advice = ""
+        if facts.provider == "simulated":
+            advice = '. Simulated evidence proves nothing about hardware; for a local demo write cpu = ["simulated"]'
+        raise PolicyError(
+            "cpu", f"the CPU evidence is {facts.provider}; the policy accepts {_list(self.accepted)}{advice}"
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the CPU measured at launch."""
+
+    accepted: frozenset[bytes] | Any
+
+    def check(self, facts: Facts) -> None:
+        _one_of("measurement", "the launch measurement", facts.measurement, self.accepted)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Whether GPUs have to be attested. `none`: the policy says that no GPU is expected."""
+
+    expected: Literal["none", "required"]
+
+    def check(self, facts: Facts) -> None:
+        if self.expected == "required" and facts.gpus == 0:
+            raise PolicyError(
+                "gpu",
+                'the evidence has no GPU, and the policy requires one; where none is expected write gpu = "none"',
+            )
+        if self.expected == "none" and facts.gpus != 0:
+            raise PolicyError("gpu", f"the evidence has {facts.gpus} GPUs, and the policy expects none")
+
+
+@dataclass(frozen=True)
+class CcMode:
+    """Confidential computing of the GPUs."""
+
+    accepted: frozenset[str]
+
+    def check(self, facts: Facts) -> None:
+        _one_of("cc_mode", "the GPUs' confidential-computing mode", facts.claims.cc_mode, self.accepted)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models, with which weights. Every model that the backend claims has to be listed here."""
+
+    roots: Mapping[str, bytes] | Any
+
+    def check(self, facts: Facts) -> None:
+        if self.roots == "any":
+            return
+        for model in facts.claims.models:
+            root = self.roots.get(model.id)
+            if root is None:
+                raise PolicyError("models", f"the backend serves {model.id}, which the policy does not list")
+            if root != model.weights_root:
+                raise PolicyError(
+                    "models",
+                    f"the weights of {model.id} have the root {model.weights_root.hex()}, "
+                    f"the policy wants {root.hex()}",
+                )
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The SHA-256 of the backend's configuration."""
+
+    accepted: frozenset[bytes] | Any
+
+    def check(self, facts: Facts) -> None:
+        _one_of("configuration", "the configuration's SHA-256", facts.claims.configuration_sha256, self.accepted)
+
+
+@dataclass(frozen=True)
+class Software:
+    """The backend's software version."""
+
+    accepted: frozenset[str] | Any
+
+    def check(self, facts: Facts) -> None:
+        _one_of("software", "the software version", facts.claims.software_version, self.accepted)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The backend's name."""
+
+    accepted: frozenset[str] | Any
+
+    def check(self, facts: Facts) -> None:
+        _one_of("replica", "the replica", facts.claims.replica, self.accepted)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The key of the outer TLS. `none`: the backend must not claim one."""
+
+    accepted: frozenset[bytes] | Literal["any", "none"]
+
+    def check(self, facts: Facts) -> None:
+        key = facts.claims.tls_spki_sha256
+        if self.accepted == "any" or (self.accepted == "none" and key is None):
+            return
+        if self.accepted == "none":
+            raise PolicyError("tls", "the backend claims a TLS key, and the policy says that it has none")
+        if key is None:
+            raise PolicyError("tls", "the backend claims no TLS key, and the policy requires one of those it lists")
+        _one_of("tls", "the TLS key's SHA-256", key, self.accepted)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Whether the lengths of answers and events are padded."""
+
+    accepted: frozenset[str]
+
+    def check(self, facts: Facts) -> None:
+        _one_of("padding", "the padding", facts.claims.padding, self.accepted)
+
+
+@dataclass(frozen=True)
+class Age:
+    """How old a signed time may be, and how far the two clocks may be apart in either direction."""
+
+    maximum_s: int
+    clock_skew_s: int
+
+    def check(self, facts: Facts) -> None:
+        for name, signed_at in facts.signed_at:
+            age = facts.now - signed_at
+            if age > self.maximum_s + self.clock_skew_s:
+                raise PolicyError(
+                    "maximum_age_s",
+                    f"{name} is {age:.0f} s old; the policy allows {self.maximum_s} s "
+                    f"and {self.clock_skew_s} s between the clocks",
+                )
+            if -age > self.clock_skew_s:
+                raise PolicyError(
+                    "clock_skew_s",
+                    f"{name} lies {-age:.0f} s in the future; the policy allows {self.clock_skew_s} s. "
+                    "Is this machine's clock right?",
+                )
+
+
+@dataclass(frozen=True)
+class KeysAlive:
+    """The claimed keys have not expired. Has no setting: nobody wants to seal to a key that is gone."""
+
+    def check(self, facts: Facts) -> None:
+        if facts.now >= facts.claims.keys_expire_at:
+            raise PolicyError("keys_expire_at", "the claimed keys have expired; fetch new evidence")
+
+
+def _one_of(claim: str, what: str, value: T, accepted: Collection[T] | Any) -> None:
+    if accepted == "any" or value in accepted:
+        return
+    raise PolicyError(claim, f"{what} is {_show(value)}; the policy accepts {_list(accepted)}")
+
+
+def _list(values: Collection[str] | Collection[bytes]) -> str:
+    return ", ".join(sorted(_show(value) for value in values)) or "nothing"
+
+
+def _show(value: str | bytes) -> str:
+    return value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,88 @@
+"""The simulated CPU report: format, parsing, signature. No device, no policy.
+
+Offset  Size  Field (integers little-endian)
+0x00    32    ASCII "CLOISTER SIMULATED CPU REPORT v1"
+0x20    64    report_data
+0x60    48    measurement
+0x90    8     issued_at, seconds since 1970
+0x98    96    signature: r, then s, 48 bytes each, big-endian; ECDSA P-384 with SHA-384 over 0x00..0x97
+"""
+
+import datetime
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
+
+from attestation.errors import Step, VerificationError
+from attestation.evidence import CpuEvidence
+
+PROVIDER = "simulated"
+SUBJECT = "cloister SIMULATED CPU, proves nothing about hardware"
+MAGIC = b"CLOISTER SIMULATED CPU REPORT v1"
+BODY = struct.Struct("<32s64s48sQ")
+SIGNATURE_SIZE = 96
+SIZE = BODY.size + SIGNATURE_SIZE
+ALGORITHM = ec.ECDSA(hashes.SHA384())
+
+
+@dataclass(frozen=True)
+class SimulatedReport:
+    """What a simulated report says, its signature checked."""
+
+    report_data: bytes
+    measurement: bytes
+    issued_at: int
+    key_sha256: bytes
+    """SHA-256 of the signing key's SubjectPublicKeyInfo."""
+
+    @classmethod
+    def verify(cls, evidence: CpuEvidence, pins: frozenset[bytes] | None, now: datetime.datetime) -> Self:
+        """Structure, certificate, signature. Raises `VerificationError`."""
+        if len(evidence.report) != SIZE:
+            raise _wrong(f"the simulated report has {len(evidence.report)} bytes instead of {SIZE}")
+        body, signature = evidence.report[: BODY.size], evidence.report[BODY.size :]
+        magic, report_data, measurement, issued_at = BODY.unpack(body)
+        if magic != MAGIC:
+            raise _wrong("the report does not begin as a simulated report, version 1, does")
+        if len(evidence.certificates) != 1:
+            raise _wrong(f"simulated evidence has one certificate, here are {len(evidence.certificates)}")
+        key, key_sha256 = _certified_key(evidence.certificates[0], now)
+        if pins is not None and key_sha256 not in pins:
+            raise _wrong("the key that signed the simulated report is not among the pinned ones")
+        half = SIGNATURE_SIZE // 2
+        der = encode_dss_signature(int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big"))
+        try:
+            key.verify(der, body, ALGORITHM)
+        except InvalidSignature as error:
+            raise _wrong("the simulated report's signature does not hold for the certificate's key") from error
+        return cls(report_data, measurement, issued_at, key_sha256)
+
+
+def _certified_key(der: bytes, now: datetime.datetime) -> tuple[ec.EllipticCurvePublicKey, bytes]:
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        key = certificate.public_key()
+        names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise _wrong("the simulated CPU's certificate cannot be read, or did not sign itself") from error
+    if names != [SUBJECT]:
+        raise _wrong("the certificate's subject does not say that the CPU is simulated")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise _wrong("the simulated CPU's key is not on P-384")
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise _wrong("the simulated CPU's certificate is not valid at this time; is the clock right?")
+    return key, hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def _wrong(message: str) -> VerificationError:
+    return VerificationError(Step.CPU_REPORT, message)
