@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from attestation.collect import Collector, NoGpus
 from attestation.errors import AttestationError
@@ -28,8 +29,9 @@ from attestation.trust import TrustRoots
 from attestation.verify import verify
 from inference.channel import keyconfig
 from inference.config import Config, Model
+from inference.engine.hub import HubError, resolve
 from inference.engine.process import Engine, EngineError, EngineSpec
-from inference.engine.weights import Manifest, WeightsError, check
+from inference.engine.weights import Manifest, WeightsError, check, lock
 from inference.gateway import tls
 from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
@@ -51,7 +53,8 @@ class Backend:
         self._config = config
         self.lifecycle = Lifecycle()
         self._sockets = {model.id: _socket_path(config, model) for model in config.models}
-        self._manifests = {model.id: _load_manifest(model) for model in config.models}
+        self._folders = {model.id: _folder(config, model) for model in config.models}
+        self._manifests = {model.id: _manifest(model, self._folders[model.id]) for model in config.models}
         self._keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
         self._tls, self._spki = _tls(config)
         self._evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus()), self._claims)
@@ -128,9 +131,8 @@ class Backend:
 
     async def _check_weights(self) -> None:
         for model in self._config.models:
-            manifest = self._manifests[model.id]
             try:
-                await asyncio.to_thread(check, Path(model.source), manifest)
+                await asyncio.to_thread(check, self._folders[model.id], self._manifests[model.id])
             except WeightsError as error:
                 raise StepFailed(
                     f"{model.id}: {error}. Restore the files, or make a new manifest with `cloister models lock` "
@@ -147,7 +149,22 @@ class Backend:
             raise StepFailed(str(error)) from error
 
     def _engine_spec(self, model: Model) -> EngineSpec:
-        raise NotImplementedError
+        engines = self._config.engines
+        socket_path = self._sockets[model.id]
+        return EngineSpec(
+            id=model.id,
+            aliases=model.aliases,
+            model=str(self._folders[model.id]),
+            task=model.task,
+            python=engines.python.absolute(),
+            socket=socket_path,
+            log=socket_path.with_suffix(".log"),
+            arguments=model.arguments,
+            kv_cache_bytes=model.kv_cache_bytes,
+            tool_parser=model.tool_parser,
+            device=engines.device,
+            private_network=engines.network == "private",
+        )
 
     async def _rotate(self) -> None:
         while True:
@@ -220,7 +237,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise StepFailed(f"cannot listen on {host} port {port}: {error.strerror}; choose another server.port") from error
+        raise StepFailed(
+            f"cannot listen on {host} port {port} ({error.strerror}): choose another server.port"
+        ) from error
 
 
 def _socket_path(config: Config, model: Model) -> Path:
@@ -228,11 +247,16 @@ def _socket_path(config: Config, model: Model) -> Path:
     return config.engines.runtime_directory.absolute() / f"{name}.sock"
 
 
-def _load_manifest(model: Model) -> Manifest:
-    if model.manifest is None:
-        raise StepFailed(f"{model.id}: no manifest; make one with `cloister models lock {model.source}` and name it")
+def _folder(config: Config, model: Model) -> Path:
     try:
-        return Manifest.load(model.manifest)
+        return resolve(model.source, model.revision, config.engines.python, config.engines.runtime_directory / "models")
+    except HubError as error:
+        raise StepFailed(f"{model.id}: {error}") from error
+
+
+def _manifest(model: Model, folder: Path) -> Manifest:
+    try:
+        return Manifest.load(model.manifest) if model.manifest is not None else lock(folder)
     except WeightsError as error:
         raise StepFailed(f"{model.id}: {error}") from error
 
@@ -253,15 +277,11 @@ def _tls(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:
 def serve(config: Config) -> bool:
     """Runs a backend until a signal. Whether it ended well."""
     try:
+        if not config.engines.python.exists():
+            raise StepFailed(f"engines.python: {config.engines.python} is not there; `make engine-env` installs it")
         backend = Backend(config)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(backend.run())
     except StepFailed as failed:
         _log.error("%s failed: %s", Step.PREFLIGHT, failed)
         return False
-    with asyncio.Runner(loop_factory=_uvloop) as runner:
-        return runner.run(backend.run())
-
-
-def _uvloop() -> asyncio.AbstractEventLoop:
-    import uvloop
-
-    return uvloop.new_event_loop()

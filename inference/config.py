@@ -93,6 +93,9 @@ class Engines(_Section):
     """The interpreter of the engines' own environment."""
     runtime_directory: Path
     """Sockets and logs; made with mode 0700."""
+    network: Literal["private", "shared"]
+    """"private": loopback only, in a namespace of its own, or no start. "shared" only where the kernel forbids that."""
+    device: Literal["cpu", "cuda"]
     ready_seconds: float = Field(default=300, gt=0)
 
 
@@ -103,9 +106,14 @@ class Model(_Section):
     task: Literal["generate", "embed"]
     source: str
     """A local folder (relative to where the backend is started) or a hub id."""
+    revision: Annotated[str, StringConstraints(pattern="^[0-9a-f]{40}$")] | None = None
+    """The commit of a hub id."""
     aliases: tuple[ModelId, ...] = ()
     manifest: Path | None = None
-    """The weights' manifest (`cloister models lock`); required for a local folder."""
+    """What the files must be (`cloister models lock`). Without it they are hashed at start, and evidence shows the root
+    of what was found."""
+    tool_parser: str | None = None
+    """vLLM's parser of the model's tool calls: llama3_json, pythonic, ..."""
     arguments: tuple[str, ...] = ()
     """Further arguments for vLLM."""
     kv_cache_bytes: int | None = Field(default=None, gt=0)

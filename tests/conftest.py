@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import Wire, config_text
+
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
 API_KEY = "sk-canary-7f3a9d1e5b"
@@ -40,6 +42,7 @@ class RunningBackend:
     log_path: Path
     sockets: dict[str, Path]
     process: subprocess.Popen[bytes]
+    wire: Wire
     llama: str = "demo/llama-awq"
     gemma: str = "demo/gemma3"
     e5: str = "demo/e5"
@@ -69,9 +72,7 @@ def wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path, se
 
 @pytest.fixture(scope="session")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBackend]:
-    """One backend for the whole run: the demo's configuration with API keys required and a runtime folder of its own."""
-    from tests.support import config_text
-
+    """One backend for the whole run: the demo's configuration, API keys required, a runtime folder of its own."""
     folder = tmp_path_factory.mktemp("backend")
     port = free_port()
     config_path = folder / "backend.toml"
@@ -97,6 +98,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBackend
             log_path=log_path,
             sockets={name: folder / "run" / f"{name.replace('/', '-')}.sock" for name in ids},
             process=process,
+            wire=Wire(port),
         )
     finally:
         process.terminate()

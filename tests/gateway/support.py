@@ -1,0 +1,167 @@
+"""A gateway in front of a scripted engine.
+
+The scripted engine is a test double of vLLM behind the real port (HTTP on a Unix socket): it answers what a test needs
+and no real engine would do on demand. The tests under `tests/system` use real engines.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from aiohttp import web
+
+from attestation.collect import Collector, NoGpus
+from attestation.evidence import Claims, ModelClaim
+from attestation.simulated.device import SimulatedCpu
+from inference.channel import keyconfig
+from inference.config import Config
+from inference.gateway.admission import Admission
+from inference.gateway.app import GATEWAY_PATH, create_gateway
+from inference.gateway.engines import Engines
+from inference.gateway.evidence import EvidenceService
+from inference.gateway.sealed import SealedService
+from inference.keys import KeyRing
+from inference.lifecycle import Lifecycle, Step
+from tests.support import Wire
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers by the first message's words. `seen` holds what reached it, `aborted` counts clients that went away."""
+
+    seen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    aborted: int = 0
+
+    def app(self) -> web.Application:
+        # Without this aiohttp does not tell a handler that its client is gone.
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        return app
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append((request.path, body))
+        self.headers.append(dict(request.headers))
+        script = body["messages"][0]["content"] if body.get("messages") else ""
+        if script == "error":
+            return web.json_response({"error": {"message": "scripted", "type": "BadRequestError"}}, status=400)
+        if script == "die":
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
+        if not body.get("stream"):
+            if script == "forever":
+                await self._wait_for_abort(asyncio.sleep(60))
+            return web.json_response({"said": script, "pad": "x" * body.get("size", 0)})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Engine": "1"})
+        await response.prepare(request)
+        for i in range(body.get("events", 3)):
+            await response.write(event(i))
+            await self._wait_for_abort(asyncio.sleep(body.get("gap", 0)))
+            if script == "die mid-stream" and i == 1:
+                assert request.transport is not None
+                request.transport.close()
+                return response
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _wait_for_abort(self, waiting: Any) -> None:
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+
+
+def event(i: int) -> bytes:
+    """The i-th event of a scripted stream."""
+    return b'data: {"choices":[{"delta":{"content":"word%d"}}]}\n\n' % i
+
+
+@dataclass
+class RunningGateway(Wire):
+    """A gateway on loopback and what is behind it."""
+
+    engine: ScriptedEngine
+    keys: KeyRing
+    lifecycle: Lifecycle
+    sealed: SealedService
+
+
+@contextmanager
+def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> Iterator[RunningGateway]:
+    """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread."""
+    engine = ScriptedEngine()
+    keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
+    lifecycle = Lifecycle(step=Step.SERVING if serving else Step.ENGINES)
+    socket = folder / "engine.sock"
+    started = threading.Event()
+    holder: dict[str, Any] = {}
+
+    def claims() -> Claims:
+        return Claims(
+            key_configurations=keyconfig.encode_list(keys.configurations),
+            ehbp_key_configuration=keys.ehbp_configuration.encode(),
+            gateway_path=GATEWAY_PATH,
+            replica=config.server.replica,
+            tls_spki_sha256=None,
+            models=tuple(ModelClaim(m.id, m.task, m.aliases, bytes(32)) for m in config.models),
+            configuration_sha256=config.sha256,
+            padding=config.channel.padding.value,
+            software_version="test",
+            cc_mode="none",
+            issued_at=int(time.time()),
+            keys_expire_at=int(keys.expires_at),
+        )
+
+    async def serve() -> None:
+        runner = web.AppRunner(engine.app(), handler_cancellation=True)
+        await runner.setup()
+        await web.UnixSite(runner, str(socket)).start()
+        async with Engines({model.id: socket for model in config.models}) as pool:
+            admission = Admission(config)
+            sealed = SealedService(
+                keys,
+                admission,
+                pool,
+                max_requests=config.server.max_requests,
+                request_seconds=config.server.request_seconds,
+            )
+            evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus()), claims)
+            app = create_gateway(
+                replica=config.server.replica,
+                padding=config.channel.padding,
+                lifecycle=lifecycle,
+                keys=keys,
+                evidence=evidence,
+                admission=admission,
+                sealed=sealed,
+            )
+            server = uvicorn.Server(
+                uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="critical")
+            )
+            holder.update(server=server, sealed=sealed)
+            serving_task = asyncio.create_task(server.serve())
+            while not server.started:
+                await asyncio.sleep(0.01)
+            holder["port"] = server.servers[0].sockets[0].getsockname()[1]
+            started.set()
+            await serving_task
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert started.wait(20)
+    try:
+        yield RunningGateway(holder["port"], engine, keys, lifecycle, holder["sealed"])
+    finally:
+        holder["server"].should_exit = True
+        holder["server"].force_exit = True
+        thread.join(20)
