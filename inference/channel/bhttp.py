@@ -24,7 +24,8 @@ _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _PATH = re.compile(r"/[\x21-\x7e]*")
 
 
-@dataclass(frozen=True)
+# No `repr`: these hold prompts, answers and API keys, and a repr ends up in logs.
+@dataclass(frozen=True, repr=False)
 class RequestHead:
     """Control data and header of a request. `path` includes the query."""
 
@@ -35,7 +36,7 @@ class RequestHead:
     fields: Fields = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResponseHead:
     """Final status (200 to 599) and header of a response."""
 
@@ -43,14 +44,14 @@ class ResponseHead:
     fields: Fields = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Content:
     """A piece of content, never empty."""
 
     data: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trailers:
     """The trailer lines, given only where there are any."""
 
@@ -125,7 +126,6 @@ class Decoder:
         self._at = 0
         self._dropped = 0
         self._ended = False
-        self._content = 0
         self._events: list[Event] = []
         self._failed = False
         self._parser = self._message()
@@ -140,6 +140,8 @@ class Decoder:
 
     def finish(self) -> list[Event]:
         """Raises `TruncatedMessage` where the message is not complete."""
+        if self._ended:
+            raise ExchangeMisuse("the message has already ended")
         self._ended = True
         return self._advance()
 
@@ -224,12 +226,17 @@ class Decoder:
             self._events.append(Content(data))
 
     def _chunked_content(self) -> Generator[None, None, None]:
-        while not (yield from self._at_end()):
-            data = yield from self._prefixed(self._limits.message - self._content)
+        # Only empty content may be left out: once a chunk was there, the zero that ends the content has to come.
+        if (yield from self._at_end()):
+            return
+        left = self._limits.message
+        for _ in range(self._limits.chunks + 1):
+            data = yield from self._prefixed(left)
             if not data:
                 return
-            self._content += len(data)
+            left -= len(data)
             self._events.append(Content(data))
+        raise MessageTooLarge("too many content chunks")
 
     def _section(self, known: bool) -> Generator[None, None, Fields]:
         """Field lines: behind their length where `known`, else up to a zero; absent at the message's end."""
@@ -252,7 +259,9 @@ class Decoder:
             value = yield from self._prefixed(room)
             room -= self._dropped + self._at - before
             if room < 0:
-                raise MalformedMessage("a field line runs past its section")
+                if known:
+                    raise MalformedMessage("a field line runs past its section")
+                raise MessageTooLarge("a field section is too long")
             if not _NAME.fullmatch(name) or _BAD_VALUE.search(value):
                 raise MalformedMessage("a field line is not valid HTTP")
             lines.append((name, value))

@@ -1,4 +1,4 @@
-"""The Encrypted HTTP Body Protocol, server side, without IO (`README.md` beside this file has its bytes and its limits).
+"""The Encrypted HTTP Body Protocol, server side, without IO. `README.md` beside this file has its bytes and limits.
 
 Body: repeated `u32 length | ciphertext`. A response's keys derive from the request's HPKE context by export, so only
 the client that sealed the request opens it. The protocol does not authenticate method, path, status or a stream's

@@ -14,7 +14,7 @@ class Limits:
     frame: int = 64 * 1024 * 1024
     """One EHBP frame, tag included; the protocol's own maximum."""
     chunks: int = 65_536
-    """Chunks or frames in one message, empty ones counted."""
+    """OHTTP chunks, EHBP frames or binary HTTP content chunks in one message, empty ones counted."""
     control: int = 16 * 1024
     """Method, scheme, authority and path together."""
     field_lines: int = 128

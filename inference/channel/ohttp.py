@@ -314,9 +314,11 @@ class ResponseOpener:
         try:
             if self._reader is None:
                 self._buffer += data
-                if len(self._buffer) > self._limits.message + TAG_LENGTH + self._keys.nonce_length:
-                    raise MessageTooLarge("the response is too long")
-                if not self._media.chunked or len(self._buffer) < self._keys.nonce_length:
+                if not self._media.chunked:
+                    if len(self._buffer) > self._keys.nonce_length + self._limits.message + TAG_LENGTH:
+                        raise MessageTooLarge("the response is too long")
+                    return b""
+                if len(self._buffer) < self._keys.nonce_length:
                     return b""
                 nonce, data = self._split()
                 self._reader = _ChunkReader(self._keys.sequence(nonce), self._limits)
