@@ -87,6 +87,10 @@ def test_an_unknown_kem_is_passed_over() -> None:
     assert decode_list(prefixed + encode_list((known,)) + prefixed) == (known,)
     with pytest.raises(MalformedMessage):
         decode_list(prefixed)
+    # Passed over, but not where its own length is a lie.
+    for end in range(1, len(prefixed)):
+        with pytest.raises(MalformedMessage):
+            decode_list(encode_list((known,)) + prefixed[:end])
 
 
 def test_one_bad_configuration_discards_the_list() -> None:
