@@ -137,7 +137,7 @@ def _load(source: bytes | PathLike[str]) -> dict[str, object]:
 def _choice(key: str, value: str, choices: Collection[str]) -> str:
     if value in choices:
         return value
-    near = difflib.get_close_matches(value, choices, 1)
+    near = difflib.get_close_matches(value.lower(), choices, 1)
     advice = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(choices))}"
     raise PolicyFileError(f"the policy's {key!r} has {value!r}, which does not exist; {advice}")
 

@@ -1,0 +1,232 @@
+"""The command line, run as a program; `fetch` against real HTTP servers on loopback."""
+
+import http.server
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from attestation.collect import Collector, NoGpus
+from attestation.limits import LIMITS
+from attestation.policy import Policy
+from attestation.simulated.device import SimulatedCpu
+from tests.attestation.support import NONCE, NONCES, ROOT, document, with_claims
+
+AT = "2026-11-23T02:13:20Z"
+"""`support.NOW`."""
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "attestation", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    path = tmp_path / "evidence.json"
+    path.write_bytes(document())
+    return path
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(Policy.accept_simulated().to_toml())
+    return path
+
+
+def test_verify(evidence: Path, policy: Path) -> None:
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--at", AT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("VERIFIED")
+    for words in ("proves nothing about hardware", "demo/llama (also latest, llama), generate, weights 1111", "alpha"):
+        assert words in done.stdout
+
+
+def test_verify_refuses_and_says_at_which_step(evidence: Path, policy: Path) -> None:
+    cases = [
+        (("--nonce", NONCES[0].hex(), "--at", AT), "step 2 (nonce)"),
+        (("--nonce", NONCE.hex(), "--at", AT, "--simulated-key", "00" * 32), "step 3 (cpu report)"),
+        (("--nonce", NONCE.hex(), "--at", "2026-11-23T02:30:00+00:00"), "step 6 (policy), maximum_age_s"),
+        (("--nonce", NONCE.hex(), "--at", "2020-01-01T00:00:00Z"), "step 3 (cpu report)"),
+    ]
+    for arguments, words in cases:
+        done = run("verify", evidence, "--policy", policy, *arguments)
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert words in done.stderr
+        assert "Send nothing to this backend" in done.stderr
+    evidence.write_bytes(evidence.read_bytes() + b"\n")
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--at", AT)
+    assert done.returncode == 1
+    assert "step 1 (structure)" in done.stderr
+
+
+def test_verify_refuses_by_policy_and_says_what_to_write(evidence: Path, policy: Path) -> None:
+    policy.write_text(Policy.default(frozenset({bytes(48)})).to_toml())
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--at", AT)
+    assert done.returncode == 1
+    assert "step 6 (policy), cpu" in done.stderr
+    assert 'cpu = ["simulated"]' in done.stderr
+
+
+def test_verify_judges_now_unless_told(evidence: Path, policy: Path) -> None:
+    old = Path(evidence.parent / "old.json")
+    past = lambda: 1_600_000_000.0  # noqa: E731 - a clock
+    claims = with_claims(issued_at=1_600_000_000, keys_expire_at=1_600_009_000)
+    old.write_bytes(document(claims, SimulatedCpu(clock=past)))
+    assert run("verify", old, "--nonce", NONCE.hex(), "--policy", policy).returncode == 1
+    at = "2020-09-13T12:26:40Z"
+    assert run("verify", old, "--nonce", NONCE.hex(), "--policy", policy, "--at", at).returncode == 0
+
+
+def test_usage(evidence: Path, policy: Path, tmp_path: Path) -> None:
+    nonce = ("--nonce", NONCE.hex())
+    bad_policy = tmp_path / "bad.toml"
+    bad_policy.write_text(policy.read_text().replace("padding =", "paddings ="))
+    for arguments, words in (
+        ((), "usage"),
+        (("judge",), "invalid choice"),
+        (("verify", evidence, *nonce), "--policy"),
+        (("verify", evidence, "--policy", policy), "--nonce"),
+        (("verify", evidence, "--nonce", "ab", "--policy", policy), "64 hexadecimal digits"),
+        (("verify", evidence, "--nonce", NONCE.hex()[:-1] + " ", "--policy", policy), "64 hexadecimal digits"),
+        (("verify", evidence, *nonce, "--policy", policy, "--at", "2026-11-23T02:13:20"), "time zone"),
+        (("verify", evidence, *nonce, "--policy", policy, "--at", "noon"), "2026"),
+        (("verify", tmp_path / "absent", *nonce, "--policy", policy), "cannot be read"),
+        (("verify", evidence, *nonce, "--policy", tmp_path / "absent"), "cannot be read"),
+        (("verify", evidence, *nonce, "--policy", bad_policy), "did you mean 'padding'?"),
+        (("fetch", "file:///etc/hostname", "--policy", policy), "https://host:port"),
+        (("fetch", "localhost", "--policy", policy), "https://host:port"),
+        (("fetch", "http://[", "--policy", policy), "no address"),
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (2, ""), (arguments, done.stderr)
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_show_does_not_judge(evidence: Path) -> None:
+    evidence.write_bytes(document(with_claims(cc_mode="devtools", keys_expire_at=2**53 - 1)))
+    done = run("show", evidence)
+    assert done.returncode == 0
+    assert done.stdout.startswith("NOT VERIFIED")
+    assert "devtools" in done.stdout
+    assert "number 4 of 7" in done.stdout
+    evidence.write_bytes(b"{}")
+    done = run("show", evidence)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no evidence document" in done.stderr
+
+
+Handle = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def serving(handle: Handle) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            handle(self)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def answer(handler: http.server.BaseHTTPRequestHandler, body: bytes, status: int = 200) -> None:
+    handler.send_response(status)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def attested(handler: http.server.BaseHTTPRequestHandler) -> None:
+    import time
+
+    url = urllib.parse.urlsplit(handler.path)
+    assert url.path == "/.well-known/attestation"
+    nonce = bytes.fromhex(urllib.parse.parse_qs(url.query)["nonce"][0])
+    now = int(time.time())
+    claims = with_claims(issued_at=now, keys_expire_at=now + 60)
+    answer(handler, Collector(SimulatedCpu(), NoGpus()).collect(claims, [nonce]).document(nonce))
+
+
+def test_fetch(policy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fetched.json"
+    with serving(attested) as url:
+        for address in (url, f"{url}/"):
+            done = run("fetch", address, "--policy", policy, "--out", out)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "VERIFIED" in done.stdout
+    nonce = done.stdout.split("nonce: ")[1][:64]
+    again = run("verify", out, "--nonce", nonce, "--policy", policy)
+    assert again.returncode == 0
+    assert run("verify", out, "--nonce", NONCE.hex(), "--policy", policy).returncode == 1
+
+
+def test_fetch_refuses_a_document_that_was_made_before(policy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fetched.json"
+    with serving(lambda handler: answer(handler, document())) as url:
+        done = run("fetch", url, "--policy", policy, "--out", out)
+    assert done.returncode == 1
+    assert "step 2 (nonce)" in done.stderr
+    assert out.exists()
+
+
+def test_fetch_refuses_what_is_no_evidence(policy: Path) -> None:
+    def redirect(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", "/elsewhere" if handler.path != "/elsewhere" else "/")
+        handler.end_headers()
+
+    def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            for _ in range(2 * LIMITS.document // 65536):
+                handler.wfile.write(b" " * 65536)
+        except OSError:
+            pass
+
+    cases: list[tuple[Handle, str]] = [
+        (redirect, "status 302"),
+        (endless, "larger than"),
+        (lambda handler: answer(handler, b"", 503), "status 503"),
+        (lambda handler: answer(handler, b"<html>"), "step 1 (structure)"),
+        (lambda handler: answer(handler, b""), "step 1 (structure)"),
+        (lambda handler: handler.wfile.write(b"nonsense\r\n\r\n"), "no evidence came"),
+        (lambda handler: None, "no evidence came"),
+    ]
+    for handle, words in cases:
+        with serving(handle) as url:
+            done = run("fetch", url, "--policy", policy)
+        assert done.returncode == 1, words
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    done = run("fetch", url, "--policy", policy)  # Nobody listens there any more.
+    assert done.returncode == 1
+    assert "NOT VERIFIED" in done.stderr
+
+
+def test_fetch_with_a_bad_policy_asks_nobody(policy: Path) -> None:
+    asked: list[str] = []
+    policy.write_text("")
+    with serving(lambda handler: asked.append(handler.path)) as url:
+        assert run("fetch", url, "--policy", policy).returncode == 2
+    assert asked == []
