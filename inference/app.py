@@ -46,6 +46,10 @@ _GRACE_S = 20
 """Streams in progress may end within this time after SIGTERM."""
 
 
+_KEEP_ALIVE_S = 75
+"""Longer than most clients and balancers keep an idle connection, so that no request meets one that is closing."""
+
+
 class Backend:
     """One backend: gateway and engines of one configuration."""
 
@@ -210,6 +214,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=_GRACE_S,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
         self._context = context

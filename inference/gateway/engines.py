@@ -12,6 +12,9 @@ from inference.gateway.admission import EngineCall
 # The allow-list of an answer's header fields: nothing else that an engine says about itself is passed on.
 _PASSED = ("content-type", "retry-after")
 _CONNECT_SECONDS = 2.0
+# Less than what the engines keep an idle connection for (`inference/engine/process.py`), so that a request never meets
+# a connection that its engine is just closing.
+_KEEP_SECONDS = 60.0
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -31,7 +34,7 @@ class Engines:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
         for name, path in self._sockets.items():
             self._sessions[name] = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(path), limit=0),
+                connector=aiohttp.UnixConnector(str(path), limit=0, keepalive_timeout=_KEEP_SECONDS),
                 timeout=timeout,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from attestation.collect import Collector
 from attestation.errors import AttestationError
 from attestation.evidence import Claims
+from attestation.limits import LIMITS
 
 _log = logging.getLogger("cloister.evidence")
-WAITING_LIMIT = 4096
-"""Nonces that may wait for a round."""
 
 
 class EvidenceUnavailable(Exception):
@@ -34,7 +33,7 @@ class EvidenceService:
         """The evidence document for a 32-byte nonce. Raises `EvidenceUnavailable`."""
         waiting = self._waiting.get(nonce)
         if waiting is None:
-            if len(self._waiting) >= WAITING_LIMIT:
+            if len(self._waiting) >= LIMITS.round:
                 raise EvidenceUnavailable
             waiting = self._waiting[nonce] = asyncio.get_running_loop().create_future()
         if self._worker is None or self._worker.done():
