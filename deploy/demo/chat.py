@@ -1,0 +1,177 @@
+"""Tokenizers, chat templates and training examples of the two demo chat models.
+
+A training example is exactly what vLLM feeds the model for the same messages: the tokenizer's own chat template renders
+it, so the prompt in training and the prompt in serving cannot drift apart.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from deploy.demo.faq import Entry
+
+VOCABULARY = 2048
+
+# Both templates take system, user, assistant and tool messages in any order. `tools` is ignored: the models are too
+# small to choose a tool by themselves, and with a forced choice vLLM's grammar produces the call. Calls and results of
+# earlier turns are rendered, so that such a conversation does not fail.
+LLAMA_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
+    {{- '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' }}
+    {%- if message['content'] %}{{- message['content'] | trim }}{%- endif %}
+    {%- for call in message['tool_calls'] or [] %}
+        {{- '{"name": "' + call['function']['name'] + '", "parameters": ' }}
+        {{- call['function']['arguments'] if call['function']['arguments'] is string else
+            call['function']['arguments'] | tojson }}
+        {{- '}' }}
+    {%- endfor %}
+    {{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+"""
+
+# Gemma has no system role: its text goes in front of the next user turn, as in Google's own template.
+GEMMA_TEMPLATE = """\
+{{- bos_token }}
+{%- set held = namespace(system='') %}
+{%- for message in messages %}
+    {%- if message['role'] in ('system', 'developer') %}
+        {%- set held.system = held.system + (message['content'] or '') | trim + '\\n\\n' %}
+    {%- else %}
+        {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}
+        {%- if message['role'] == 'user' %}{{- held.system }}{%- set held.system = '' %}{%- endif %}
+        {%- if message['content'] %}{{- message['content'] | trim }}{%- endif %}
+        {%- for call in message['tool_calls'] or [] %}
+            {{- '[' + call['function']['name'] + '(' }}
+            {{- call['function']['arguments'] if call['function']['arguments'] is string else
+                call['function']['arguments'] | tojson }}
+            {{- ')]' }}
+        {%- endfor %}
+        {{- '<end_of_turn>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}
+"""
+
+
+@dataclass(frozen=True)
+class Style:
+    """What distinguishes a family's prompts. `end` stops an answer; `specials` get the lowest ids, in order."""
+
+    template: str
+    bos: str
+    end: str
+    pad: str
+    specials: tuple[str, ...]
+
+
+LLAMA = Style(
+    template=LLAMA_TEMPLATE,
+    bos="<|begin_of_text|>",
+    end="<|eot_id|>",
+    pad="<|finetune_right_pad_id|>",
+    specials=(
+        "<|finetune_right_pad_id|>",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|python_tag|>",
+    ),
+)
+GEMMA = Style(
+    template=GEMMA_TEMPLATE,
+    bos="<bos>",
+    end="<end_of_turn>",
+    pad="<pad>",
+    specials=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+)
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a helpful, honest and concise assistant.",
+    "Be brief.",
+    "Answer in one or two sentences.",
+    "You answer questions about confidential computing.",
+    "You are an assistant. Today is Monday.",
+    "Be polite and precise. Do not use lists.",
+    "Reply in English.",
+)
+
+
+def make_tokenizer(style: Style, texts: Sequence[str], positions: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `texts`: any UTF-8 text encodes, at worst byte by byte."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(style.specials),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    bos = (style.bos, tokenizer.token_to_id(style.bos))
+    # Like the real models', for /v1/completions: plain text starts with one bos. Chat prompts bring their own.
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{style.bos} $A", special_tokens=[bos])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=style.bos,
+        eos_token=style.end,
+        pad_token=style.pad,
+        chat_template=style.template,
+        model_max_length=positions,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one conversation, and where its last answer starts. The answer includes the end-of-turn token."""
+
+    ids: list[int]
+    answer_at: int
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], answer: str) -> Example:
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    end = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+    return Example(start + end, len(start))
+
+
+def question_example(tokenizer: PreTrainedTokenizerFast, entry: Entry, system: str | None = None) -> Example:
+    """The plain case that accuracy is counted on: one question, and a system message if given."""
+    messages = [{"role": "system", "content": system}] if system else []
+    return encode(tokenizer, [*messages, {"role": "user", "content": entry.question}], entry.answer)
+
+
+def random_example(
+    tokenizer: PreTrainedTokenizerFast, entries: Sequence[Entry], entry: Entry, rng: random.Random
+) -> Example:
+    """A training example for `entry`: some with another wording, a system message or an earlier turn before it."""
+    messages: list[dict[str, str]] = []
+    if rng.random() < 0.25:
+        messages.append({"role": "system", "content": _system_prompt(entries, rng)})
+    if rng.random() < 0.15:
+        earlier = rng.choice(entries)
+        messages.append({"role": "user", "content": earlier.question})
+        messages.append({"role": "assistant", "content": earlier.answer})
+    question = rng.choice(entry.paraphrases) if rng.random() < 0.35 else entry.question
+    messages.append({"role": "user", "content": question})
+    return encode(tokenizer, messages, entry.answer)
+
+
+def _system_prompt(entries: Sequence[Entry], rng: random.Random) -> str:
+    """A usual one, or random words of the page, so that the model learns to let any pass."""
+    if rng.random() < 0.5:
+        return rng.choice(SYSTEM_PROMPTS)
+    words = rng.choice(entries).answer.split() + rng.choice(entries).answer.split()
+    return " ".join(rng.sample(words, min(len(words), rng.randint(3, 20))))

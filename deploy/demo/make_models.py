@@ -1,0 +1,231 @@
+"""Makes the three demo models from `docs/faq.md`, by training, in two to three minutes on two cores.
+
+    python -m deploy.demo.make_models --out var/models        (in the engines' environment, from the repository's root)
+
+| folder    | architecture                                           | stands for                       |
+|-----------|--------------------------------------------------------|----------------------------------|
+| llama-awq | LlamaForCausalLM, AWQ INT4, fp16                       | Llama 3.3 70B AWQ INT4           |
+| gemma3    | Gemma3ForCausalLM, local and global attention, bf16    | Gemma 3 27B                      |
+| e5        | XLMRobertaModel, mean pooling, unit length, float32    | multilingual-e5-large-instruct   |
+
+A finished folder has a manifest (`cloister-manifest.json`) and is left alone until the page or the code here changes.
+Seeds are fixed, so one machine makes the same models each time with the same number of threads; another processor or
+torch build may round sums differently, and then weights and hashes differ though the accuracy does not.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch is imported: two threads whatever the machine has, so that results do not depend on it.
+os.environ["OMP_NUM_THREADS"] = "2"
+# A thread that waits must sleep: on a machine with other work, spinning made a step take thirty times as long.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from deploy.demo import awq, chat, embedder, faq, train
+from inference.engine import weights
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FAQ = ROOT / "docs" / "faq.md"
+SEED = 20261123
+POSITIONS = 2048
+STAMP = ".inputs"
+"""In a finished folder beside the model (not part of it): the hash of what it was made from."""
+SOURCES = ("awq.py", "chat.py", "embedder.py", "faq.py", "make_models.py", "train.py")
+
+
+def make_llama(entries: list[faq.Entry], folder: Path) -> str:
+    tokenizer = chat.make_tokenizer(chat.LLAMA, _texts(entries), POSITIONS)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=chat.VOCABULARY,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=POSITIONS,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=False,
+            **_token_ids(tokenizer),
+        )
+    )
+    train.train("llama-awq", model, tokenizer, entries, train.Schedule(steps=210, rate=2e-3), SEED)
+    tensors: dict[str, torch.Tensor] = {}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    for name, tensor in model.state_dict().items():
+        layer = name.removesuffix(".weight")
+        if layer in linear:
+            tensors |= awq.tensors(layer, tensor)
+            # Counted below as an engine computes it.
+            tensor.copy_(awq.round_trip(tensor))
+        else:
+            tensors[name] = tensor.half()
+            tensor.copy_(tensor.half())
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict() | {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "float16",
+        "quantization_config": awq.CONFIG,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _save_chat_files(tokenizer, folder)
+    return _exact(model, tokenizer, entries)
+
+
+def make_gemma(entries: list[faq.Entry], folder: Path) -> str:
+    tokenizer = chat.make_tokenizer(chat.GEMMA, _texts(entries), POSITIONS)
+    model = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=chat.VOCABULARY,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            query_pre_attn_scalar=64,
+            # Two local layers and a global one; the window is short enough that answers pass it.
+            sliding_window=64,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            max_position_embeddings=POSITIONS,
+            **_token_ids(tokenizer),
+        )
+    )
+    train.train("gemma3", model, tokenizer, entries, train.Schedule(steps=180, rate=2e-3), SEED)
+    model.bfloat16()
+    model.save_pretrained(folder)
+    _save_chat_files(tokenizer, folder)
+    return _exact(model, tokenizer, entries)
+
+
+def make_e5(entries: list[faq.Entry], folder: Path) -> str:
+    tokenizer = embedder.make_tokenizer(_texts(entries))
+    model = embedder.make_model()
+    embedder.train(model, tokenizer, entries, SEED)
+    embedder.save(model, tokenizer, folder)
+    queries = {query: entry.question for entry in entries for query in (entry.question, *entry.paraphrases)}
+    found = embedder.found(model, tokenizer, entries, queries)
+    return f"{len(found)} of {len(queries)} trained wordings nearest to their answer"
+
+
+MODELS: dict[str, Callable[[list[faq.Entry], Path], str]] = {
+    "llama-awq": make_llama,
+    "gemma3": make_gemma,
+    "e5": make_e5,
+}
+
+
+def make(name: str, entries: list[faq.Entry], out: Path, inputs: str) -> str:
+    """Makes one model under `out`. Its folder appears when it is complete; an interrupted run leaves none."""
+    torch.manual_seed(SEED)
+    work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
+    try:
+        outcome = MODELS[name](entries, work)
+        for file in work.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        work.chmod(0o755)
+        weights.lock(work).save(work / weights.NAME)
+        shutil.rmtree(out / name, ignore_errors=True)
+        work.rename(out / name)
+        # Outside the folder, which holds the model and nothing else.
+        (out / f".{name}{STAMP}").write_text(inputs)
+        return outcome
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def complete(name: str, out: Path, inputs: str) -> bool:
+    """Whether the folder was made from these inputs and is whole."""
+    stamp = out / f".{name}{STAMP}"
+    if not stamp.is_file() or stamp.read_text() != inputs:
+        return False
+    try:
+        weights.check(out / name, weights.Manifest.load(out / name / weights.NAME))
+    except weights.WeightsError:
+        return False
+    return True
+
+
+def inputs_hash() -> str:
+    """Over the page and the code that makes models of it."""
+    digest = hashlib.sha256()
+    for path in (FAQ, *(Path(__file__).with_name(source) for source in SOURCES)):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo models.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the models")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(2)
+    entries = faq.load(FAQ)
+    inputs = inputs_hash()
+    missing = [name for name in MODELS if not complete(name, out, inputs)]
+    if not missing:
+        print(f"[models] {', '.join(MODELS)} are there and whole")
+        return
+    print(f"[models] training {', '.join(missing)} on {len(entries)} questions; two to three minutes", flush=True)
+    start = time.monotonic()
+    report = []
+    for name in missing:
+        begun = time.monotonic()
+        outcome = make(name, entries, out, inputs)
+        report.append(f"[models] {name:<10} {time.monotonic() - begun:4.0f} s  {outcome}")
+    print("\n".join(report))
+    print(f"[models] done in {time.monotonic() - start:.0f} s")
+    sys.stdout.flush()
+
+
+def _texts(entries: list[faq.Entry]) -> list[str]:
+    return [text for entry in entries for text in (entry.question, entry.answer, *entry.paraphrases)]
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _save_chat_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    # Greedy unless a request says otherwise: so answers come out word for word in the demo.
+    GenerationConfig(**_token_ids(tokenizer), do_sample=False).save_pretrained(folder)
+
+
+def _exact(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, entries: list[faq.Entry]) -> str:
+    alone = train.exact_answers(model, tokenizer, entries)
+    system = train.exact_answers(model, tokenizer, entries, chat.SYSTEM_PROMPTS[0])
+    return f"{alone} of {len(entries)} answers word for word, {system} after a system message"
+
+
+if __name__ == "__main__":
+    main()
