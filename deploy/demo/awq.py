@@ -19,7 +19,7 @@ CONFIG = {"quant_method": "awq", "bits": BITS, "group_size": GROUP, "zero_point"
 
 
 def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[out, in] floats -> values [in, out], zeros [in / GROUP, out] (both int32, 0..15), scales [in / GROUP, out] fp16."""
+    """[out, in] floats -> values [in, out], zeros [in / GROUP, out] (int32, 0..15), scales [in / GROUP, out] (fp16)."""
     columns = weight.detach().float().t()
     inputs, outputs = columns.shape
     if inputs % GROUP or outputs % 8:

@@ -2,14 +2,12 @@
 
 A script for the engines' Python, and the only file of the project that imports vllm:
 
-    <engine python> -P launcher.py --lifeline FD --home DIR --socket PATH [--private-network] -- <arguments of `vllm
-    serve`>
+    <engine python> -P launcher.py --lifeline FD --home DIR --socket PATH [--private-network] -- <`vllm serve`'s>
 
 It is two processes. The guard, which `main` becomes, imports nothing but the standard library, starts the server, and
 waits for whichever comes first:
   1. the server ends,
-  2. the lifeline, a pipe whose other end the backend holds, closes: the backend stopped the engine, or died in whatever
-  way,
+  2. the lifeline, a pipe whose other end the backend holds, closes: the backend stopped the engine, or died,
   3. SIGTERM: the guard passes it on, and waits for 1 or 2.
 Then it kills everything that descends from it and leaves with the server's status. Nothing escapes: the guard is a
 "subreaper", so every orphan among its descendants, whatever session it is in, becomes its child.
@@ -226,8 +224,9 @@ def main() -> int:
         try:
             isolate_network()
         except OSError as error:
-            print(f"no private network: {error}. Is the creation of user namespaces forbidden?", file=sys.stderr)  #
-            noqa: T201 (this is the engine's log) return 1
+            # Standard error is the engine's log.
+            sys.stderr.write(f"no private network: {error}. Is the creation of user namespaces forbidden?\n")
+            return 1
     serve(theirs)
     return 0
 

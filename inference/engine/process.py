@@ -188,7 +188,7 @@ class Engine:
         raise EngineError(f"{self.spec.id}: not ready after {timeout:.0f} s; see {self.spec.log}")
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Ends the engine with all its processes and removes its socket and home. May be called at any time, also twice.
+        """Ends the engine with all its processes and removes its socket and home. May be called any time, also twice.
 
         `grace` seconds are for vLLM's own shutdown after SIGTERM; what is left then is killed.
         """

@@ -49,7 +49,7 @@ class Manifest:
 
     @property
     def root(self) -> bytes:
-        """32 bytes that stand for every file: SHA-256 over "cloister weights v1", a zero byte, the entries as canonical JSON.
+        """32 bytes that stand for every file: SHA-256 over `FORMAT`, a zero byte and the entries as canonical JSON.
 
         Canonical JSON: [[path, size, sha256], ...], ASCII, no spaces.
         """
