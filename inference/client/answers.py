@@ -1,0 +1,76 @@
+"""Answers in the clear: what each stands for. Nothing in one is authenticated, so none is ever passed on as content."""
+
+import json
+import re
+
+from inference.channel import ohttp
+from inference.client.errors import ClientError, NotVerified, ResponseForged, UpstreamRefused
+from inference.client.origin import Origin, printable
+
+PROBLEM_LIMIT = 64 * 1024
+"""Bytes read of an answer in the clear."""
+OHTTP_KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
+BUSY = frozenset((429, 503))
+"""Statuses that mean: the same request again, later."""
+
+
+def is_sealed(status: int, content_type: str | None) -> bool:
+    """Whether an outer answer is one to open."""
+    return status == 200 and _media_type(content_type) == ohttp.CHUNKED.response
+
+
+def refusal(origin: Origin, status: int, content_type: str | None, retry_after: str | None, body: bytes) -> ClientError:
+    """The error that an answer in the clear stands for. Nothing in it is authenticated."""
+    if 200 <= status <= 299:
+        return ResponseForged(
+            f"{origin} answered {status} without sealing, which no cloister backend does; the answer was not used. "
+            "Check the address, and what stands before the backend."
+        )
+    if 300 <= status <= 399:
+        return UpstreamRefused(
+            f"{origin} answered with a redirect ({status}), and redirects are not followed. Give the final address as "
+            "the upstream.",
+            status=status,
+        )
+    kind, title = "about:blank", ""
+    if _media_type(content_type) == "application/problem+json":
+        kind, title = _problem(body)
+    seconds = int(retry_after) if retry_after is not None and re.fullmatch(r"[0-9]{1,5}", retry_after) else None
+    said = f', saying "{title}"' if title else ""
+    when = f" Try again in {seconds} s." if seconds is not None else ""
+    return UpstreamRefused(
+        f"{origin} answered {status} before it opened the request{said} (this is not authenticated).{when}",
+        status=status,
+        problem_type=kind,
+        retry_after=seconds,
+    )
+
+
+def key_is_unknown(error: ClientError) -> bool:
+    """Whether the backend says that it does not hold the key: time to ask for evidence again."""
+    return isinstance(error, UpstreamRefused) and error.problem_type == OHTTP_KEY_PROBLEM
+
+
+def no_evidence(origin: Origin, error: ClientError) -> ClientError:
+    """What an answer other than a document stands for where evidence was asked for."""
+    if isinstance(error, UpstreamRefused) and error.status in (404, 405):
+        return NotVerified(f"{origin} has no evidence to give, so it is no cloister backend. Check the address.")
+    return error
+
+
+def _problem(body: bytes) -> tuple[str, str]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return "about:blank", ""
+    kind, title = document.get("type"), document.get("title")
+    return (
+        printable(kind) if isinstance(kind, str) and kind else "about:blank",
+        printable(title) if isinstance(title, str) else "",
+    )
+
+
+def _media_type(content_type: str | None) -> str:
+    return (content_type or "").partition(";")[0].strip().lower()

@@ -1,0 +1,159 @@
+"""What the two httpx2 transports have in common: everything but the calls that wait."""
+
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import httpx2
+
+from attestation.policy import Policy
+from attestation.trust import TrustRoots
+from inference.channel.bhttp import ResponseHead
+from inference.client.answers import BUSY, is_sealed, refusal
+from inference.client.errors import (
+    ClientError,
+    NotVerified,
+    RequestRefused,
+    ResponseCut,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
+from inference.client.session import (
+    RECHECK_S,
+    SEALED_HEADERS,
+    Challenge,
+    ResponseReader,
+    Session,
+    Upstream,
+    cut,
+)
+from inference.client.workspace import Workspace
+
+EVIDENCE_SECONDS = 30.0
+"""For each network operation while evidence is fetched; making it can take a device seconds."""
+
+# Shorter than the five seconds after which uvicorn closes an idle connection: a request must not meet that.
+POOL_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
+
+
+class Transport(ABC):
+    """What both transports have in common: everything but the calls that wait."""
+
+    def __init__(
+        self,
+        upstream: str,
+        policy: Policy,
+        trust: TrustRoots | None = None,
+        api_key: str | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        kem: str | None = None,
+        inner: Any = None,
+        recheck_s: float = RECHECK_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`api_key` replaces what the caller sends. `kem`: only this one (`session.KEMS`). `inner`: the httpx2
+        transport that carries the sealed bytes, for example one with TLS settings of your own.
+
+        Raises `ValueError` for an `upstream` or `kem` that cannot be, `OSError` for a `workspace` that cannot be made.
+        """
+        record = Workspace(workspace).record if workspace is not None else None
+        self._upstream = Upstream(
+            upstream, policy=policy, trust=trust, kem=kem, recheck_s=recheck_s, clock=clock, record=record
+        )
+        self._api_key = api_key
+        self._inner = inner if inner is not None else self._new_inner()
+        self._lock = self._new_lock()
+
+    @abstractmethod
+    def _new_inner(self) -> Any: ...
+
+    _new_lock: Callable[[], Any]
+
+    @property
+    def session(self) -> Session | None:
+        """The session in use; its `evidence` is what was verified."""
+        return self._upstream.session()
+
+    def _check(self, request: httpx2.Request) -> None:
+        url = request.url
+        if not self._upstream.origin.matches(url.scheme, url.host, url.port):
+            raise RequestRefused(
+                f"This transport talks to {self._upstream.origin} only, and the request is for {url.scheme}://"
+                f"{url.netloc.decode()}. Nothing was sent. Set the client's base_url to the upstream's origin."
+            )
+
+    def _seal(self, session: Session, request: httpx2.Request, body: bytes) -> tuple[bytes, ResponseReader]:
+        path = request.url.raw_path.decode("ascii")
+        return session.seal(request.method, path, tuple(request.headers.raw), body, api_key=self._api_key)
+
+    def _evidence_request(self, challenge: Challenge) -> httpx2.Request:
+        timeout = httpx2.Timeout(EVIDENCE_SECONDS).as_dict()
+        url = f"{self._upstream.origin}{challenge.target}"
+        return httpx2.Request("GET", url, headers={"accept": "application/json"}, extensions={"timeout": timeout})
+
+    def _sealed_request(self, session: Session, request: httpx2.Request, data: bytes) -> httpx2.Request:
+        url = f"{self._upstream.origin}{session.gateway_path}"
+        timeout = {key: value for key, value in request.extensions.items() if key == "timeout"}
+        return httpx2.Request("POST", url, headers=SEALED_HEADERS, content=data, extensions=timeout)
+
+    def _refusal(self, response: httpx2.Response, body: bytes) -> ClientError:
+        headers = response.headers
+        return refusal(
+            self._upstream.origin, response.status_code, headers.get("content-type"), headers.get("retry-after"), body
+        )
+
+    def _unreachable(self, error: httpx2.TransportError) -> UpstreamUnreachable:
+        unreachable = UpstreamUnreachable(
+            f"{self._upstream.origin} cannot be reached ({type(error).__name__}: {error}). Check the address and the "
+            "network."
+        )
+        unreachable.__cause__ = error
+        return unreachable
+
+
+def cut_by(error: httpx2.TransportError) -> ResponseCut:
+    found = cut()
+    found.__cause__ = error
+    return found
+
+
+def opens(response: httpx2.Response) -> bool:
+    return is_sealed(response.status_code, response.headers.get("content-type"))
+
+
+def answer(head: ResponseHead, stream: Any, request: httpx2.Request) -> httpx2.Response:
+    extensions = {"http_version": b"HTTP/1.1"}
+    return httpx2.Response(
+        head.status, headers=list(head.fields), stream=stream, extensions=extensions, request=request
+    )
+
+
+def raise_as_httpx2(error: ClientError, request: httpx2.Request) -> NoReturn:
+    """As httpx2 has it."""
+    cause = error.__cause__
+    kind: type[httpx2.TransportError] = httpx2.RemoteProtocolError
+    if isinstance(error, RequestRefused):
+        kind = httpx2.LocalProtocolError
+    elif isinstance(error, NotVerified):
+        kind = httpx2.ConnectError
+    elif isinstance(cause, httpx2.TransportError) and isinstance(error, UpstreamUnreachable):
+        kind = type(cause)
+    elif isinstance(error, ResponseCut):
+        # A time-out stays one, so that SDKs call it that.
+        kind = type(cause) if isinstance(cause, httpx2.TimeoutException) else httpx2.ReadError
+    raise kind(str(error), request=request) from error
+
+
+def busy_or_raise(error: ClientError, request: httpx2.Request) -> httpx2.Response:
+    """The answer for a backend that has no room now; any other error is raised."""
+    if not isinstance(error, UpstreamRefused) or error.status not in BUSY:
+        raise_as_httpx2(error, request)
+    kind = "rate_limit_error" if error.status == 429 else "server_error"
+    body = {"error": {"message": str(error), "type": kind, "param": None, "code": "upstream_busy"}}
+    headers = {"content-type": "application/json"}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    return httpx2.Response(error.status, headers=headers, content=json.dumps(body).encode(), request=request)

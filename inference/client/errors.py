@@ -1,0 +1,52 @@
+"""The client's closed set of errors, split by who is at fault. Each text says what to do.
+
+A transport raises them as the cause of an httpx2 exception, which the SDKs know; the proxy turns them into answers.
+None ever holds content or an API key.
+"""
+
+from attestation.errors import AttestationError
+
+
+class ClientError(Exception):
+    """Base of everything that this package raises."""
+
+
+class RequestRefused(ClientError):
+    """This machine: the request cannot be sealed as it is, and nothing was sent. `status`: the proxy's answer."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UpstreamUnreachable(ClientError):
+    """The network or the backend's machine: no connection, or it ended before an answer began."""
+
+
+class UpstreamRefused(ClientError):
+    """The backend, or something before it, answered in the clear before it opened the request."""
+
+    def __init__(
+        self, message: str, *, status: int, problem_type: str = "about:blank", retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problem_type = problem_type
+        self.retry_after = retry_after
+        """Seconds."""
+
+
+class NotVerified(ClientError):
+    """The backend's evidence does not meet the policy, so nothing was sealed for it. The cause has the failed step."""
+
+    def __init__(self, message: str, cause: AttestationError | None = None) -> None:
+        super().__init__(message)
+        self.__cause__ = cause
+
+
+class ResponseCut(ClientError):
+    """The answer ended before its authenticated end: what came of it is not the whole answer."""
+
+
+class ResponseForged(ClientError):
+    """The answer was not sealed by the verified backend for this request, or was changed on the way."""

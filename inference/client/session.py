@@ -1,0 +1,324 @@
+"""The verified upstream, without IO: a challenge out, evidence in, requests sealed, answers opened.
+
+1. `Upstream.challenge` gives a fresh nonce and where to ask with it.
+2. `Upstream.accept` verifies the document that came back and gives a `Session`. There is no other way to one.
+3. `Session.seal` gives a sealed request and the `ResponseReader` that alone opens its answer.
+
+A session is used until its keys are about to expire, until `recheck_s` have passed since it was verified, or until the
+backend says that it does not know the key. The policy's maximum age is about the evidence when it is accepted.
+"""
+
+import datetime
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from attestation.errors import AttestationError, PolicyError
+from attestation.limits import LIMITS as ATTESTATION_LIMITS
+from attestation.policy import Policy
+from attestation.trust import TrustRoots
+from attestation.verify import VerifiedEvidence, verify
+from inference.channel import bhttp, keyconfig, ohttp
+from inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead
+from inference.channel.errors import ChannelError, TruncatedMessage
+from inference.channel.hpke import KemId
+from inference.channel.keyconfig import KeyConfiguration
+from inference.channel.limits import DEFAULT_LIMITS
+from inference.channel.padding import bucket
+from inference.client.errors import (
+    ClientError,
+    NotVerified,
+    RequestRefused,
+    ResponseCut,
+    ResponseForged,
+)
+from inference.client.origin import Origin
+
+KEMS = {"mlkem768-x25519": KemId.MLKEM768_X25519, "x25519": KemId.X25519}
+"""Names of the KEMs, best first."""
+RECHECK_S = 600.0
+"""Seconds after which evidence is asked for again."""
+EXPIRY_MARGIN_S = 60
+"""Keys are not used in the last seconds of their life: a request is on its way for a while."""
+DOCUMENT_LIMIT = ATTESTATION_LIMITS.document
+SEALED_HEADERS = {
+    "content-type": ohttp.CHUNKED.request,
+    "accept": ohttp.CHUNKED.response,
+    # RFC 10036: intermediaries should not buffer.
+    "incremental": "?1",
+}
+
+_ATTESTATION_PATH = "/.well-known/attestation?nonce="
+_PIECE = 16_384
+"""Plaintext bytes per chunk of a request: what every receiver of chunked OHTTP takes."""
+# An answer is opened as it comes and not kept, so a long stream need not fit into the bounds of one message.
+_ANSWER_LIMITS = replace(DEFAULT_LIMITS, message=1 << 30, chunks=1 << 22)
+_GATEWAY_PATH = re.compile(r"/(?!/)[\x21-\x22\x24-\x7e]*")  # No fragment, no second authority.
+# About this hop only (RFC 9110, 7.6.1), about the outer message, or about the browser that talks to the proxy.
+_OUTER = frozenset(
+    b"host connection keep-alive proxy-connection proxy-authenticate proxy-authorization proxy-authentication-info te "
+    b"trailer transfer-encoding upgrade content-length accept-encoding expect cookie origin referer forwarded via "
+    b"x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip priority".split()
+)
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A nonce of our own. `target` is the path and query of the evidence for it."""
+
+    nonce: bytes
+
+    @property
+    def target(self) -> str:
+        return _ATTESTATION_PATH + self.nonce.hex()
+
+
+@dataclass(frozen=True, repr=False)
+class Accepted:
+    """Evidence that met the policy, as it came."""
+
+    origin: Origin
+    nonce: bytes
+    document: bytes
+    evidence: VerifiedEvidence
+
+
+class Upstream:
+    """One backend as the client knows it: where it is, what is required of it, and the session with it, if any.
+
+    `record` is called with what was accepted, before it is used; what it raises stops the use. `clock`: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        policy: Policy,
+        trust: TrustRoots | None = None,
+        kem: str | None = None,
+        recheck_s: float = RECHECK_S,
+        clock: Callable[[], float] = time.time,
+        record: Callable[[Accepted], None] | None = None,
+    ) -> None:
+        if kem is not None and kem not in KEMS:
+            raise ValueError(f"kem is one of {', '.join(KEMS)}")
+        self.origin = Origin.parse(url)
+        self._policy = policy
+        self._trust = trust if trust is not None else TrustRoots()
+        self._kem = kem
+        self._recheck_s = recheck_s
+        self._clock = clock
+        self._record = record
+        self._session: Session | None = None
+        self._failures: tuple[int, ClientError | None] = (0, None)
+
+    def session(self, unwanted: "Session | None" = None) -> "Session | None":
+        """The session, unless it is too old, or the one whose key the backend did not know."""
+        session = self._session
+        if session is None or session is unwanted or not session.usable(self._clock()):
+            return None
+        return session
+
+    def challenge(self) -> Challenge:
+        """A new one for each document: a nonce that was used proves no freshness."""
+        return Challenge(os.urandom(32))
+
+    def accept(self, challenge: Challenge, document: bytes) -> "Session":
+        """The session that this evidence allows. Raises `NotVerified`."""
+        now = self._clock()
+        self._session = None
+        try:
+            evidence = verify(
+                document,
+                nonce=challenge.nonce,
+                policy=self._policy,
+                trust=self._trust,
+                now=datetime.datetime.fromtimestamp(now, datetime.UTC),
+            )
+        except AttestationError as error:
+            raise _not_verified(self.origin, error) from error
+        session = Session(self.origin, evidence, kem=self._kem, usable_from=now, usable_until=now + self._recheck_s)
+        if self._record is not None:
+            self._record(Accepted(self.origin, challenge.nonce, document, evidence))
+        self._session = session
+        return session
+
+    # Those who wait while another one asks share what comes of it, failures too.
+
+    @property
+    def ticket(self) -> int:
+        """Taken before waiting, for `shared`."""
+        return self._failures[0]
+
+    def shared(self, ticket: int) -> None:
+        """Raises the failure that came while the holder of `ticket` waited."""
+        count, error = self._failures
+        if count != ticket and error is not None:
+            raise error
+
+    def failed(self, error: ClientError) -> None:
+        """Notes that asking for evidence failed."""
+        self._failures = (self._failures[0] + 1, error)
+
+
+class Session:
+    """A verified backend and the attested key to seal to."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        evidence: VerifiedEvidence,
+        *,
+        kem: str | None = None,
+        usable_from: float,
+        usable_until: float,
+    ) -> None:
+        """Raises `NotVerified` where the claims hold no key that this client can use."""
+        self.evidence = evidence
+        self.gateway_path = evidence.claims.gateway_path
+        if not _GATEWAY_PATH.fullmatch(self.gateway_path):
+            raise NotVerified(f"{origin}: claims.gateway_path is not a path. Nothing was sent.")
+        self._key = _pick(origin, evidence.claims.key_configurations, kem)
+        self._authority = origin.authority
+        self._from = usable_from
+        self._until = min(usable_until, evidence.claims.keys_expire_at - EXPIRY_MARGIN_S)
+
+    @property
+    def kem(self) -> str:
+        """The name of the KEM that requests are sealed with."""
+        return next(name for name, kem in KEMS.items() if kem is self._key.kem)
+
+    def usable(self, now: float) -> bool:
+        """Whether new requests may be sealed. A clock that went back makes it unusable too."""
+        return self._from <= now < self._until
+
+    def seal(
+        self, method: str, path: str, fields: Fields, body: bytes, *, api_key: str | None = None
+    ) -> "tuple[bytes, ResponseReader]":
+        """The sealed request for POST `gateway_path` (`SEALED_HEADERS`), and what opens its answer.
+
+        `path` includes the query. `api_key` replaces the credentials in `fields`. Raises `RequestRefused`.
+        """
+        head = RequestHead(method, "https", self._authority, path, _inner_fields(fields, api_key))
+        try:
+            message = bhttp.encode(head, body)
+        except ChannelError as error:
+            raise RequestRefused(f"The request cannot be sealed: {error}. Nothing was sent.") from error
+        if len(message) > DEFAULT_LIMITS.message:
+            size = DEFAULT_LIMITS.message // 1024 // 1024
+            raise RequestRefused(
+                f"The request is larger than the {size} MiB that a backend takes. Nothing was sent.", status=413
+            )
+        message += bytes(_padded(len(message)) - len(message))
+        sealer = ohttp.RequestSealer(ohttp.CHUNKED, self._key)
+        pieces = [sealer.start()]
+        last = max(0, len(message) - 1) // _PIECE * _PIECE
+        pieces += [sealer.chunk(message[at : at + _PIECE]) for at in range(0, last, _PIECE)]
+        pieces.append(sealer.final(message[last:]))
+        return b"".join(pieces), ResponseReader(sealer.response(_ANSWER_LIMITS))
+
+    def __repr__(self) -> str:
+        return f"Session({self._authority}, {self.kem}, {self.evidence!r})"
+
+
+def _pick(origin: Origin, encoded: bytes, kem: str | None) -> KeyConfiguration:
+    try:
+        offered = keyconfig.decode_list(encoded)
+    except ChannelError as error:
+        raise NotVerified(f"{origin}: claims.key_configurations cannot be used: {error}. Nothing was sent.") from error
+    for wanted in KEMS if kem is None else (kem,):
+        for configuration in offered:
+            if configuration.kem is KEMS[wanted]:
+                return configuration
+    raise NotVerified(
+        f"{origin}: claims.key_configurations has no key for {kem}. Nothing was sent. Leave the KEM unset to use the "
+        "best that the backend offers."
+    )
+
+
+def _inner_fields(fields: Fields, api_key: str | None) -> Fields:
+    named = [(name.lower(), value) for name, value in fields]
+    dropped = {word.strip().lower() for name, value in named if name == b"connection" for word in value.split(b",")}
+    dropped |= _OUTER | (_CREDENTIALS if api_key is not None else frozenset())
+    kept = [(name, value) for name, value in named if name not in dropped and not name.startswith(b"sec-")]
+    if api_key is not None:
+        kept.append((b"authorization", b"Bearer " + api_key.encode()))
+    return tuple(kept)
+
+
+def _padded(length: int) -> int:
+    padded = bucket(length)
+    if padded - length > DEFAULT_LIMITS.padding:
+        # Beyond 16 MiB a bucket can be wider than the padding that a receiver takes.
+        padded = -(-length // DEFAULT_LIMITS.padding) * DEFAULT_LIMITS.padding
+    return padded
+
+
+class ResponseReader:
+    """Opens one answer: `feed()` its bytes as they come, then `finish()`. Only `finish()` tells that it is whole."""
+
+    def __init__(self, opener: ohttp.ResponseOpener) -> None:
+        self._opener = opener
+        self._decoder = bhttp.Decoder("response", _ANSWER_LIMITS)
+        self.head: ResponseHead | None = None
+        """Status and header, as soon as they are readable."""
+        self.ended = False
+        """Whether the whole answer was opened."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Content that became readable. Raises `ResponseForged`."""
+        try:
+            plain = self._opener.feed(data)
+            return self._content(self._decoder.feed(plain)) if plain else b""
+        except ChannelError as error:
+            raise _forged(error) from error
+
+    def finish(self) -> bytes:
+        """The last content, once the outer answer has ended. Raises `ResponseCut`, `ResponseForged`."""
+        try:
+            plain = self._opener.finish()
+            events = self._decoder.feed(plain) if plain else []
+            content = self._content(events + self._decoder.finish())
+        except TruncatedMessage as error:
+            raise cut() from error
+        except ChannelError as error:
+            raise _forged(error) from error
+        self.ended = True
+        return content
+
+    def _content(self, events: list[bhttp.Event]) -> bytes:
+        if len(events) == 1 and isinstance(events[0], Content):
+            return events[0].data
+        for event in events:
+            if isinstance(event, ResponseHead):
+                self.head = event
+        return b"".join(event.data for event in events if isinstance(event, Content))
+
+    def __repr__(self) -> str:
+        return "ResponseReader(...)"
+
+
+def cut() -> ResponseCut:
+    """The error for an answer that lacks its end."""
+    return ResponseCut("The answer ended before its authenticated end, so it is not whole. Ask again.")
+
+
+def _forged(error: ChannelError) -> ResponseForged:
+    return ResponseForged(
+        f"The answer is not what the verified backend sealed for this request ({error}). What it held was not used. "
+        "Something between here and the backend changes traffic."
+    )
+
+
+def _not_verified(origin: Origin, error: AttestationError) -> NotVerified:
+    step = getattr(error, "step", None)
+    where = f"step {int(step)} ({step.title})" if step is not None else type(error).__name__
+    if isinstance(error, PolicyError):
+        where += f", claim {error.claim}"
+        advice = "Where you trust this backend as it is, change your policy; else ask its operator."
+    else:
+        advice = "Ask the backend's operator; do not use it meanwhile."
+    return NotVerified(f"{origin} is not verified: {where}: {error}. Nothing was sent. {advice}", error)

@@ -1,0 +1,285 @@
+"""Transports for httpx2 clients, and so for the OpenAI and Anthropic packages, that verify a backend, then talk to it.
+
+    transport = CloisterTransport(upstream="https://llm.example.org", policy=Policy.from_toml(path))
+    client = openai.OpenAI(base_url="https://llm.example.org/v1", http_client=httpx2.Client(transport=transport))
+
+Only requests for the upstream's own origin are taken. What goes wrong is raised as the httpx2 exception that the SDKs
+know, with ours as its cause:
+
+    RequestRefused       LocalProtocolError
+    UpstreamUnreachable  as the inner transport raised it (ConnectError, ReadTimeout, ...)
+    UpstreamRefused      RemoteProtocolError; 429 and 503 become answers of that status, which SDKs retry in due time
+    NotVerified          ConnectError
+    ResponseCut          ReadError
+    ResponseForged       RemoteProtocolError
+"""
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import anyio
+import httpx2
+
+from inference.client.answers import PROBLEM_LIMIT, key_is_unknown, no_evidence
+from inference.client.carrier import POOL_LIMITS, Transport, answer, busy_or_raise, cut_by, opens, raise_as_httpx2
+from inference.client.errors import ClientError, UpstreamRefused
+from inference.client.session import DOCUMENT_LIMIT, Challenge, ResponseReader, Session
+
+
+class CloisterTransport(Transport, httpx2.BaseTransport):
+    """For `httpx2.Client`. Safe for several threads."""
+
+    _new_lock = staticmethod(threading.Lock)
+
+    def _new_inner(self) -> httpx2.BaseTransport:
+        return httpx2.HTTPTransport(limits=POOL_LIMITS)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One request, sealed, and its answer, opened."""
+        try:
+            self._check(request)
+            body = request.read()
+            session = self._session()
+            try:
+                return self._exchange(session, request, body)
+            except UpstreamRefused as error:
+                if not key_is_unknown(error):
+                    raise
+            return self._exchange(self._session(session), request, body)
+        except ClientError as error:
+            return busy_or_raise(error, request)
+
+    def verify(self) -> Session:
+        """Verifies the upstream now, unless that was just done. Raises `ClientError`."""
+        return self._session()
+
+    def _session(self, unwanted: Session | None = None) -> Session:
+        session = self._upstream.session(unwanted)
+        if session is not None:
+            return session
+        ticket = self._upstream.ticket
+        with self._lock:
+            session = self._upstream.session(unwanted)
+            if session is not None:
+                return session
+            self._upstream.shared(ticket)
+            try:
+                challenge = self._upstream.challenge()
+                return self._upstream.accept(challenge, self._document(challenge))
+            except ClientError as error:
+                self._upstream.failed(error)
+                raise
+
+    def _document(self, challenge: Challenge) -> bytes:
+        response = self._send(self._evidence_request(challenge))
+        try:
+            document = self._read(response, DOCUMENT_LIMIT)
+        finally:
+            response.close()
+        if response.status_code != 200:
+            raise no_evidence(self._upstream.origin, self._refusal(response, document))
+        return document
+
+    def _exchange(self, session: Session, request: httpx2.Request, body: bytes) -> httpx2.Response:
+        data, reader = self._seal(session, request, body)
+        response = self._send(self._sealed_request(session, request, data))
+        try:
+            if not opens(response):
+                raise self._refusal(response, self._read(response, PROBLEM_LIMIT))
+            pieces = iter(response.stream)  # type: ignore[arg-type]
+            first = b""
+            try:
+                while reader.head is None:
+                    piece = next(pieces, None)
+                    first += reader.finish() if piece is None else reader.feed(piece)
+            except httpx2.TransportError as error:
+                raise cut_by(error) from error
+            return answer(reader.head, _Stream(request, response, pieces, reader, first), request)
+        except BaseException:
+            response.close()
+            raise
+
+    def _send(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return self._inner.handle_request(request)  # type: ignore[no-any-return]
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _read(self, response: httpx2.Response, limit: int) -> bytes:
+        """At most `limit` and one more byte."""
+        data = b""
+        try:
+            for piece in response.stream:  # type: ignore[union-attr]
+                data += piece
+                if len(data) > limit:
+                    break
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        return data[: limit + 1]
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _Stream(httpx2.SyncByteStream):
+    def __init__(
+        self,
+        request: httpx2.Request,
+        response: httpx2.Response,
+        pieces: Iterator[bytes],
+        reader: ResponseReader,
+        first: bytes,
+    ) -> None:
+        self._request = request
+        self._response = response
+        self._pieces = pieces
+        self._reader = reader
+        self._first = first
+
+    def __iter__(self) -> Iterator[bytes]:
+        reader = self._reader
+        try:
+            if self._first:
+                yield self._first
+            for data in self._pieces:
+                if content := reader.feed(data):
+                    yield content
+            if not reader.ended and (content := reader.finish()):
+                yield content
+        except ClientError as error:
+            raise_as_httpx2(error, self._request)
+        except httpx2.TransportError as error:
+            raise_as_httpx2(cut_by(error), self._request)
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class AsyncCloisterTransport(Transport, httpx2.AsyncBaseTransport):
+    """For `httpx2.AsyncClient`."""
+
+    _new_lock = staticmethod(anyio.Lock)
+
+    def _new_inner(self) -> httpx2.AsyncBaseTransport:
+        return httpx2.AsyncHTTPTransport(limits=POOL_LIMITS)
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One request, sealed, and its answer, opened."""
+        try:
+            self._check(request)
+            body = await request.aread()
+            session = await self._session()
+            try:
+                return await self._exchange(session, request, body)
+            except UpstreamRefused as error:
+                if not key_is_unknown(error):
+                    raise
+            return await self._exchange(await self._session(session), request, body)
+        except ClientError as error:
+            return busy_or_raise(error, request)
+
+    async def verify(self) -> Session:
+        """Verifies the upstream now, unless that was just done. Raises `ClientError`."""
+        return await self._session()
+
+    async def _session(self, unwanted: Session | None = None) -> Session:
+        session = self._upstream.session(unwanted)
+        if session is not None:
+            return session
+        ticket = self._upstream.ticket
+        async with self._lock:
+            session = self._upstream.session(unwanted)
+            if session is not None:
+                return session
+            self._upstream.shared(ticket)
+            try:
+                challenge = self._upstream.challenge()
+                return self._upstream.accept(challenge, await self._document(challenge))
+            except ClientError as error:
+                self._upstream.failed(error)
+                raise
+
+    async def _document(self, challenge: Challenge) -> bytes:
+        response = await self._send(self._evidence_request(challenge))
+        try:
+            document = await self._read(response, DOCUMENT_LIMIT)
+        finally:
+            await response.aclose()
+        if response.status_code != 200:
+            raise no_evidence(self._upstream.origin, self._refusal(response, document))
+        return document
+
+    async def _exchange(self, session: Session, request: httpx2.Request, body: bytes) -> httpx2.Response:
+        data, reader = self._seal(session, request, body)
+        response = await self._send(self._sealed_request(session, request, data))
+        try:
+            if not opens(response):
+                raise self._refusal(response, await self._read(response, PROBLEM_LIMIT))
+            pieces = aiter(response.stream)  # type: ignore[arg-type]
+            first = b""
+            try:
+                while reader.head is None:
+                    piece = await anext(pieces, None)
+                    first += reader.finish() if piece is None else reader.feed(piece)
+            except httpx2.TransportError as error:
+                raise cut_by(error) from error
+            return answer(reader.head, _AsyncStream(request, response, pieces, reader, first), request)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+            raise
+
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            return await self._inner.handle_async_request(request)  # type: ignore[no-any-return]
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
+    async def _read(self, response: httpx2.Response, limit: int) -> bytes:
+        """At most `limit` and one more byte."""
+        data = b""
+        try:
+            async for piece in response.stream:  # type: ignore[union-attr]
+                data += piece
+                if len(data) > limit:
+                    break
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        return data[: limit + 1]
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _AsyncStream(httpx2.AsyncByteStream):
+    def __init__(
+        self,
+        request: httpx2.Request,
+        response: httpx2.Response,
+        pieces: AsyncIterator[bytes],
+        reader: ResponseReader,
+        first: bytes,
+    ) -> None:
+        self._request = request
+        self._response = response
+        self._pieces = pieces
+        self._reader = reader
+        self._first = first
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        reader = self._reader
+        try:
+            if self._first:
+                yield self._first
+            async for data in self._pieces:
+                if content := reader.feed(data):
+                    yield content
+            if not reader.ended and (content := reader.finish()):
+                yield content
+        except ClientError as error:
+            raise_as_httpx2(error, self._request)
+        except httpx2.TransportError as error:
+            raise_as_httpx2(cut_by(error), self._request)
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
