@@ -67,35 +67,36 @@ class Backend:
     async def run(self) -> bool:
         """Serves until a signal or a failed step. Whether it ended well."""
         config = self._config
-        async with Engines(self._sockets) as pool:
-            admission = Admission(config)
-            gateway = create_gateway(
-                replica=config.server.replica,
-                padding=config.channel.padding,
-                lifecycle=self.lifecycle,
-                keys=self._keys,
-                evidence=self._evidence,
-                admission=admission,
-                sealed=SealedService(
-                    self._keys,
-                    admission,
-                    pool,
-                    max_requests=config.server.max_requests,
-                    request_seconds=config.server.request_seconds,
-                ),
-            )
-            server = _Server(gateway, config, self._tls)
-            starting = asyncio.create_task(self._start(server))
-            rotating = asyncio.create_task(self._rotate())
-            try:
-                await server.serve(sockets=[_listen(config.server.host, config.server.port)])
-            finally:
-                if self.lifecycle.serving:
-                    self.lifecycle.advance(Step.DRAINING)
-                for task in (starting, rotating):
-                    task.cancel()
-                await asyncio.gather(starting, rotating, return_exceptions=True)
-                await asyncio.gather(*(engine.stop() for engine in self._engines))
+        pool = Engines(self._sockets)
+        admission = Admission(config)
+        gateway = create_gateway(
+            replica=config.server.replica,
+            padding=config.channel.padding,
+            lifecycle=self.lifecycle,
+            keys=self._keys,
+            evidence=self._evidence,
+            admission=admission,
+            sealed=SealedService(
+                self._keys,
+                admission,
+                pool,
+                max_requests=config.server.max_requests,
+                request_seconds=config.server.request_seconds,
+            ),
+        )
+        server = _Server(gateway, config, self._tls)
+        starting = asyncio.create_task(self._start(server))
+        rotating = asyncio.create_task(self._rotate())
+        try:
+            await server.serve(sockets=[_listen(config.server.host, config.server.port)])
+        finally:
+            if self.lifecycle.serving:
+                self.lifecycle.advance(Step.DRAINING)
+            for task in (starting, rotating):
+                task.cancel()
+            await asyncio.gather(starting, rotating, return_exceptions=True)
+            pool.close()
+            await asyncio.gather(*(engine.stop() for engine in self._engines))
         return self.lifecycle.step is not Step.FAILED
 
     async def _start(self, server: "_Server") -> None:

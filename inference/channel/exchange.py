@@ -77,6 +77,11 @@ class Exchange(ABC):
         self._state = _State.OPENED
         self._events: EventPadder | None = None
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing of the answer has been sealed yet."""
+        return self._state is _State.OPENED
+
     @abstractmethod
     def request(self) -> InnerRequest:
         """The opened request. Raises `MalformedMessage`, to be answered inside the seal."""

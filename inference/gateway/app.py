@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inference.channel import ehbp, keyconfig, ohttp
 from inference.channel.exchange import EhbpOpening, OhttpOpening
@@ -35,8 +36,8 @@ def create_gateway(
     evidence: EvidenceService,
     admission: Admission,
     sealed: SealedService,
-) -> FastAPI:
-    """The gateway's web application."""
+) -> ASGIApp:
+    """The gateway as an ASGI application for HTTP."""
     app = FastAPI(title="cloister", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(HTTPException)
@@ -75,32 +76,45 @@ def create_gateway(
         # A raw header: EHBP's clients compare the type as a string.
         return Response(keys.ehbp_configuration.encode(), 200, {**_NO_STORE, "Content-Type": keyconfig.MEDIA_TYPE})
 
-    @app.post(GATEWAY_PATH)
-    @app.post(f"{GATEWAY_PATH}/{replica}")
-    async def ohttp_gateway(request: Request) -> Response:
-        media = _MEDIA.get(request.headers.get("content-type", "").partition(";")[0].strip().lower())
-        if media is None:
-            return failures.WRONG_MEDIA_TYPE.response()
-        if not lifecycle.serving:
-            return failures.NOT_READY.response()
-        return await sealed.handle(request, lambda: OhttpOpening(media, keys.find, padding))
-
     @app.get(MODELS_PATH)
     async def models() -> dict[str, Any]:
         return admission.model_list
 
-    async def ehbp_or_refuse(request: Request) -> Response:
-        header = request.headers.get(ehbp.REQUEST_HEADER)
-        if header is None:
-            return failures.PLAINTEXT_REFUSED.response()
-        if not lifecycle.serving:
-            return failures.NOT_READY.response()
-        fields = tuple((name, value) for name, value in request.headers.raw if name in _EHBP_FIELDS)
-        path = request.url.path
-        return await sealed.handle(
-            request, lambda: EhbpOpening(request.method, path, fields, header, keys.ehbp_keys(), padding)
-        )
+    async def ohttp_gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        content_type = _header(scope, b"content-type").partition(b";")[0].strip().lower()
+        media = _MEDIA.get(content_type.decode("latin-1"))
+        if media is None:
+            await failures.WRONG_MEDIA_TYPE.response()(scope, receive, send)
+        elif not lifecycle.serving:
+            await failures.NOT_READY.response()(scope, receive, send)
+        else:
+            await sealed.handle(scope, receive, send, lambda: OhttpOpening(media, keys.find, padding))
 
-    for path in ROUTES:
-        app.add_api_route(path, ehbp_or_refuse, methods=["POST"])
-    return app
+    async def ehbp_or_refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        enc = _header(scope, ehbp.REQUEST_HEADER.encode()).decode("latin-1")
+        if not enc:
+            await failures.PLAINTEXT_REFUSED.response()(scope, receive, send)
+        elif not lifecycle.serving:
+            await failures.NOT_READY.response()(scope, receive, send)
+        else:
+            fields = tuple((name, value) for name, value in scope["headers"] if name in _EHBP_FIELDS)
+            path = scope["path"]
+            await sealed.handle(
+                scope, receive, send, lambda: EhbpOpening("POST", path, fields, enc, keys.ehbp_keys(), padding)
+            )
+
+    # Past FastAPI, whose routing and middleware cost more than opening and sealing do (benchmarks/NOTES.md).
+    hot = dict.fromkeys(ROUTES, ehbp_or_refuse) | dict.fromkeys(
+        (GATEWAY_PATH, f"{GATEWAY_PATH}/{replica}"), ohttp_gateway
+    )
+
+    async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        handler = hot.get(scope["path"]) if scope["method"] == "POST" else None
+        await (handler or app)(scope, receive, send)
+
+    return gateway
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """The first value of a lower-case header name; empty where there is none."""
+    return next((value for key, value in scope["headers"] if key == name), b"")

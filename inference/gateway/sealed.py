@@ -1,4 +1,4 @@
-"""The hot path: a sealed request in, an engine's answer sealed as it comes.
+"""The hot path: a sealed request in, an engine's answer sealed as it comes. Plain ASGI, nothing in between.
 
 Per streamed chunk: one wake-up, one padding, one seal, one write. What the engine made while the last write was under
 way leaves together.
@@ -7,25 +7,28 @@ way leaves together.
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
-import aiohttp
-from fastapi import Request, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from inference.channel.bhttp import field
 from inference.channel.errors import ChannelError
 from inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, OuterHead
 from inference.channel.limits import DEFAULT_LIMITS
 from inference.gateway import failures
 from inference.gateway.admission import Admission, EngineCall
-from inference.gateway.engines import Engines, EngineUnavailable, passed_fields
+from inference.gateway.engines import EngineAnswer, EngineCut, Engines, EngineUnavailable
 from inference.gateway.failures import Refusal, Refused
 from inference.keys import KeyRing, Replayed
 
 _log = logging.getLogger("cloister.gateway")
 _JSON = ((b"content-type", b"application/json"),)
+_EVENT_STREAM = b"text/event-stream"
 
 Opening = OhttpOpening | EhbpOpening
+
+
+class _ClientGone(Exception):
+    """The client left before its request was complete."""
 
 
 class SealedService:
@@ -41,36 +44,57 @@ class SealedService:
         self._request_seconds = request_seconds
         self.in_progress = 0
 
-    async def handle(self, request: Request, make_opening: Callable[[], Opening]) -> Response:
-        """The response to `request`: sealed, or a problem document where it could not be opened."""
-        is_ehbp = False
+    async def handle(self, scope: Scope, receive: Receive, send: Send, make_opening: Callable[[], Opening]) -> None:
+        """Answers one request: sealed, or with a problem document where it could not be opened."""
         if self.in_progress >= self._max_requests:
-            return failures.BUSY.response()
+            await failures.BUSY.response()(scope, receive, send)
+            return
         self.in_progress += 1
+        try:
+            await self._handle(scope, receive, send, make_opening)
+        finally:
+            self.in_progress -= 1
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, make_opening: Callable[[], Opening]) -> None:
+        is_ehbp = False
         try:
             opening = make_opening()
             is_ehbp = isinstance(opening, EhbpOpening)
             async with asyncio.timeout(self._request_seconds):
-                async for data in request.stream():
-                    opening.feed(data)
+                await _receive(receive, opening)
             exchange = opening.open()
             self._keys.spend(exchange.enc)
         except (ChannelError, Replayed, TimeoutError) as error:
-            return failures.of_channel(error, is_ehbp=is_ehbp).response()
+            await failures.of_channel(error, is_ehbp=is_ehbp).response()(scope, receive, send)
+            return
+        except _ClientGone:
+            return
+        # Two tasks: a client that goes away ends the answer, and with it the generation, at once.
+        answering = asyncio.ensure_future(self._answer(exchange, send))
+        leaving = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.in_progress -= 1
-        return _SealedResponse(self, exchange)
+            answering.cancel()
+            leaving.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    async def answer(self, exchange: Exchange, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, send: Send) -> None:
         """Everything after the opening; every error from here on is sealed."""
         try:
             asked = self._ask(exchange)
             if isinstance(asked, bytes):
                 await _whole(send, exchange.answer(200, _JSON, asked))
-                return
-            await self._forward(asked, exchange, send)
+            else:
+                await self._forward(asked, exchange, send)
         except Refused as refused:
             await _refuse(exchange, refused.refusal, send)
+        except Exception as error:
+            # The type's name only: a message could quote content. An answer that has begun stays without its
+            # authenticated end, so the client takes it as cut.
+            _log.error("answering failed: %s", type(error).__name__)
+            if exchange.untouched:
+                await _refuse(exchange, failures.INTERNAL, send)
 
     def _ask(self, exchange: Exchange) -> EngineCall | bytes:
         try:
@@ -87,46 +111,58 @@ class SealedService:
             answer = await self._engines.send(call)
         except EngineUnavailable:
             raise Refused(failures.ENGINE_DOWN) from None
-        # close(), not release(): a connection that still has an answer on it must go, which aborts the generation.
         try:
-            if answer.content_type == "text/event-stream":
+            if (field(answer.fields, b"content-type") or b"").startswith(_EVENT_STREAM):
                 await _stream(answer, exchange, send)
             else:
                 body = await _read_whole(answer)
-                await _whole(send, exchange.answer(answer.status, passed_fields(answer), body))
+                await _whole(send, exchange.answer(answer.status, answer.fields, body))
         finally:
-            if answer.content.at_eof():
-                answer.release()
-            else:
-                answer.close()
+            self._engines.done(call, answer)
 
 
-async def _stream(answer: aiohttp.ClientResponse, exchange: Exchange, send: Send) -> None:
-    head, first = exchange.begin(answer.status, passed_fields(answer))
+async def _receive(receive: Receive, opening: Opening) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        if data := message.get("body", b""):
+            opening.feed(data)
+        if not message.get("more_body", False):
+            return
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(answer: EngineAnswer, exchange: Exchange, send: Send) -> None:
+    head, sealed = exchange.begin(answer.status, answer.fields)
     await _start(send, head)
-    if first:
-        await _body(send, first)
-    content = answer.content
     last = b""
     try:
-        while data := await content.readany():
-            sealed = exchange.data(data)
+        while True:
             if sealed:
-                await _body(send, sealed)
-    except (aiohttp.ClientError, OSError):
+                await send({"type": "http.response.body", "body": sealed, "more_body": True})
+            data = await answer.read()
+            if not data:
+                break
+            sealed = exchange.data(data)
+    except EngineCut:
         # The client learns of it as an authenticated last event, not as a cut that the network could have made.
         last = exchange.data(failures.ENGINE_CUT.event())
-    await _body(send, last + exchange.end(), more=False)
+    await send({"type": "http.response.body", "body": last + exchange.end(), "more_body": False})
 
 
-async def _read_whole(answer: aiohttp.ClientResponse) -> bytes:
+async def _read_whole(answer: EngineAnswer) -> bytes:
     body = bytearray()
     try:
-        while data := await answer.content.readany():
+        while data := await answer.read():
             body += data
             if len(body) > DEFAULT_LIMITS.message:
                 raise Refused(failures.ENGINE_TOO_LARGE)
-    except (aiohttp.ClientError, OSError):
+    except EngineCut:
         raise Refused(failures.ENGINE_CUT) from None
     return bytes(body)
 
@@ -135,63 +171,12 @@ async def _refuse(exchange: Exchange, refusal: Refusal, send: Send) -> None:
     await _whole(send, exchange.answer(refusal.status, _JSON, refusal.body()))
 
 
-class _SealedResponse(Response):
-    """A response that ends when the answer does, or at once when the client goes away."""
-
-    def __init__(self, service: SealedService, exchange: Exchange) -> None:
-        # Not the base's: status and headers are known only when the engine has answered.
-        self.background = None
-        self._service = service
-        self._exchange = exchange
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._service.in_progress += 1
-        answering = asyncio.ensure_future(self._answer(send))
-        leaving = asyncio.ensure_future(_disconnect(receive))
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._service.in_progress -= 1
-            for task in (answering, leaving):
-                task.cancel()
-            # Cancelling closes the engine's connection, which aborts the generation.
-            await asyncio.gather(answering, leaving, return_exceptions=True)
-
-    async def _answer(self, send: Send) -> None:
-        started = False
-
-        async def watched(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._service.answer(self._exchange, watched)
-        except Exception as error:
-            # The type's name only: a message could quote content. An answer that has begun stays without its
-            # authenticated end, so the client takes it as cut.
-            _log.error("answering failed: %s", type(error).__name__)
-            if not started:
-                await _refuse(self._exchange, failures.INTERNAL, send)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _start(send: Send, head: OuterHead, length: int | None = None) -> None:
-    headers = list(head.headers)
-    if length is not None:
-        headers.append((b"content-length", str(length).encode()))
-    await send({"type": "http.response.start", "status": head.status, "headers": headers})
-
-
-async def _body(send: Send, data: bytes, *, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": more})
-
-
 async def _whole(send: Send, answer: tuple[OuterHead, bytes]) -> None:
     head, data = answer
-    await _start(send, head, len(data))
-    await _body(send, data, more=False)
+    await _start(send, head, (b"content-length", b"%d" % len(data)))
+    await send({"type": "http.response.body", "body": data, "more_body": False})
+
+
+async def _start(send: Send, head: OuterHead, *more: tuple[bytes, bytes]) -> None:
+    message: Message = {"type": "http.response.start", "status": head.status, "headers": [*head.headers, *more]}
+    await send(message)

@@ -125,35 +125,36 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
         runner = web.AppRunner(engine.app(), handler_cancellation=True)
         await runner.setup()
         await web.UnixSite(runner, str(socket)).start()
-        async with Engines({model.id: socket for model in config.models}) as pool:
-            admission = Admission(config)
-            sealed = SealedService(
-                keys,
-                admission,
-                pool,
-                max_requests=config.server.max_requests,
-                request_seconds=config.server.request_seconds,
-            )
-            evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus()), claims)
-            app = create_gateway(
-                replica=config.server.replica,
-                padding=config.channel.padding,
-                lifecycle=lifecycle,
-                keys=keys,
-                evidence=evidence,
-                admission=admission,
-                sealed=sealed,
-            )
-            server = uvicorn.Server(
-                uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="critical")
-            )
-            holder.update(server=server, sealed=sealed)
-            serving_task = asyncio.create_task(server.serve())
-            while not server.started:
-                await asyncio.sleep(0.01)
-            holder["port"] = server.servers[0].sockets[0].getsockname()[1]
-            started.set()
-            await serving_task
+        pool = Engines({model.id: socket for model in config.models})
+        admission = Admission(config)
+        sealed = SealedService(
+            keys,
+            admission,
+            pool,
+            max_requests=config.server.max_requests,
+            request_seconds=config.server.request_seconds,
+        )
+        evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus()), claims)
+        app = create_gateway(
+            replica=config.server.replica,
+            padding=config.channel.padding,
+            lifecycle=lifecycle,
+            keys=keys,
+            evidence=evidence,
+            admission=admission,
+            sealed=sealed,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="critical")
+        )
+        holder.update(server=server, sealed=sealed)
+        serving_task = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        holder["port"] = server.servers[0].sockets[0].getsockname()[1]
+        started.set()
+        await serving_task
+        pool.close()
         await runner.cleanup()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
