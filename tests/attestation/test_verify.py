@@ -4,13 +4,17 @@ import copy
 import dataclasses
 import datetime
 import hashlib
+import json
 from collections.abc import Callable
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.binding import nonce_root, report_data
+from attestation.collect import Collector
 from attestation.errors import AttestationError, EvidenceError, PolicyError, Step, VerificationError
-from attestation.evidence import CpuEvidence, Evidence
+from attestation.evidence import CpuEvidence, Evidence, NonceProof
 from attestation.policy import Policy
 from attestation.simulated.device import SimulatedCpu
 from attestation.trust import TrustRoots
@@ -97,8 +101,9 @@ def test_the_count_of_unused_bits_in_a_certificates_signature_is_zero() -> None:
         certificate = evidence.cpu.certificates[0]
         if certificate[-1] & 1:
             continue
-        at = certificate.rindex(b"\x03", 0, len(certificate) - 100) + 2
-        assert certificate[at - 2] == 3 and certificate[at] == 0
+        at = len(certificate) - len(x509.load_der_x509_certificate(certificate).signature) - 1
+        assert certificate[at - 2] == 3  # BIT STRING, its length, then the count.
+        assert certificate[at] == 0
         other = certificate[:at] + b"\x01" + certificate[at + 1 :]
         with pytest.raises(VerificationError, match="not DER"):
             check(_cpu(evidence, certificates=(other,)).encode())
@@ -124,6 +129,17 @@ def test_every_flipped_byte_of_the_nonce_is_refused() -> None:
 def test_a_nonce_has_32_bytes(length: int) -> None:
     with pytest.raises(VerificationError) as refused:
         check(DOCUMENT, nonce=b"n" * length)
+    assert refused.value.step == Step.NONCE
+
+
+@pytest.mark.parametrize("nonce", [b"", b"n" * 31, b"n" * 64])
+def test_a_signed_round_over_a_nonce_of_another_length_is_refused(nonce: bytes) -> None:
+    """No collector here makes one, so the tree of one leaf is written out."""
+    root = hashlib.sha256(b"\0" + nonce).digest()
+    claims = CLAIMS.encode()
+    cpu = SimulatedCpu(clock=clock).report(report_data(root, claims, b"[]"))
+    with pytest.raises(VerificationError, match="32 bytes") as refused:
+        check(Evidence(claims, NonceProof(root, 0, 1, ()), cpu, b"[]").encode(), nonce=nonce)
     assert refused.value.step == Step.NONCE
 
 
@@ -248,8 +264,6 @@ class Gpus:
 
 @pytest.mark.parametrize("bundle", [b'[{"report":"AA=="}]', b"[ ]", b"", b"null", b"{}", b"0"])
 def test_gpu_evidence_that_is_not_verified_is_refused(bundle: bytes) -> None:
-    from attestation.collect import Collector
-
     data = Collector(SimulatedCpu(clock=clock), Gpus(bundle)).collect(CLAIMS, [NONCE]).document(NONCE)
     with pytest.raises(VerificationError) as refused:
         check(data)
@@ -274,11 +288,6 @@ def test_simulated_evidence_needs_a_policy_that_names_it() -> None:
 
 
 def test_empty_models_under_a_valid_signature_are_refused() -> None:
-    import json
-
-    from attestation.binding import nonce_root, report_data
-    from attestation.evidence import NonceProof
-
     value = json.loads(CLAIMS.encode())
     value["models"] = []
     claims = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
