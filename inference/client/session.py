@@ -316,9 +316,11 @@ def _forged(error: ChannelError) -> ResponseForged:
 def _not_verified(origin: Origin, error: AttestationError) -> NotVerified:
     step = getattr(error, "step", None)
     where = f"step {int(step)} ({step.title})" if step is not None else type(error).__name__
+    text = str(error)
+    text += "" if text.endswith((".", "?")) else "."
     if isinstance(error, PolicyError):
         where += f", claim {error.claim}"
         advice = "Where you trust this backend as it is, change your policy; else ask its operator."
     else:
         advice = "Ask the backend's operator; do not use it meanwhile."
-    return NotVerified(f"{origin} is not verified: {where}: {error}. Nothing was sent. {advice}", error)
+    return NotVerified(f"{origin} is not verified: {where}: {text} Nothing was sent. {advice}", error)
