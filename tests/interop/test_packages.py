@@ -27,7 +27,7 @@ def test_a_stream_that_was_held_back_is_seen() -> None:
     """The checks that the streaming tests rest on can fail."""
     check_arrivals([{"at": 100.0 + 10 * i, "size": 512} for i in range(90)], 1000.0)
     for held in (
-        [{"at": 950.0 + i / 2, "size": 512} for i in range(90)],
+        [{"at": 955.0 + i / 2, "size": 512} for i in range(90)],
         [{"at": 10.0, "size": 512}, *({"at": 960.0 + i / 3, "size": 512} for i in range(90))],
         [{"at": 100.0, "size": 46_080}],
     ):
