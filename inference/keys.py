@@ -4,6 +4,7 @@ A generation is one key per KEM. The newest is announced; the one before is answ
 Erasing means dropping the last reference: CPython and OpenSSL free the memory, and OpenSSL clears it as it does.
 """
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -43,7 +44,8 @@ class KeyRing:
         self._lifetime = lifetime_s
         self._overlap = overlap_s
         self._generations: list[_Generation] = []
-        self._next_id = 1
+        # Not the same after each start, so that a client with a key from before is told so at once.
+        self._next_id = secrets.randbelow(255) + 1
         self.rotate()
 
     def rotate(self) -> None:

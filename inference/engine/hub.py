@@ -28,7 +28,9 @@ def resolve(source: str, revision: str | None, python: Path, store: Path) -> Pat
     if folder.is_dir():
         return folder.absolute()
     if revision is None:
-        raise HubError(f'{source} is no local folder; if it is a hub id, add revision = "<commit>" to pin what is served')
+        raise HubError(
+            f'{source} is no local folder; if it is a hub id, add revision = "<commit>" to pin what is served'
+        )
     kept = store.absolute() / f"{source.replace('/', '--')}@{revision}"
     if kept.is_dir():
         return kept

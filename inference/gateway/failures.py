@@ -11,7 +11,7 @@ from http import HTTPStatus
 from fastapi.responses import Response
 
 from inference.channel import ehbp
-from inference.channel.errors import ChannelError, MessageTooLarge, UnknownKey
+from inference.channel.errors import ChannelError, MessageTooLarge, OpenFailed, UnknownKey
 from inference.keys import Replayed
 
 PROBLEM_JSON = "application/problem+json"
@@ -69,7 +69,8 @@ METHOD_NOT_ALLOWED = Problem(405, "This path does not take this method.")
 
 def of_channel(error: Exception, *, is_ehbp: bool = False) -> Problem:
     """The problem for an exception raised while a request was being opened."""
-    if isinstance(error, UnknownKey):
+    # A first ciphertext that does not open reads as a wrong key: after a restart an identifier may name another key.
+    if isinstance(error, UnknownKey | OpenFailed):
         return EHBP_UNKNOWN_KEY if is_ehbp else UNKNOWN_KEY
     if isinstance(error, MessageTooLarge):
         return TOO_LARGE
