@@ -21,7 +21,7 @@ _WIDTH = 16
 
 
 async def play(relay: Relay, upstream: str, proxy: str, policy: Path) -> None:
-    """Plays all scenes through `proxy`, whose way to the backend is `relay`. Raises where one does not go as it must."""
+    """Plays all scenes through `proxy`, whose way to the backend is `relay`. Ends the process where one goes wrong."""
     async with httpx2.AsyncClient(timeout=120) as client:
         _show_verified(await _verify(client, upstream, policy))
         typed = await _converse(client, relay, proxy)
