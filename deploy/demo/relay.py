@@ -19,6 +19,7 @@ class Relay:
     cut_at: int | None = None
     """Offset in the body of the next answer after which both connections are closed, once."""
     _server: asyncio.Server | None = None
+    _connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> int:
         """The port it listens on."""
@@ -26,17 +27,29 @@ class Relay:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Stops listening."""
+        """Stops listening and closes all connections."""
         if self._server is not None:
             self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._forward(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
             writer.close()
             return
-        await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
+        try:
+            await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
+        finally:
+            writer.close()
+            up_writer.close()
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -72,9 +72,11 @@ def _wait() -> None:
 async def _demo(port: int, proxy_port: int) -> None:
     relay = Relay(port)
     relay_port = await relay.start()
-    with proxy(relay_port, proxy_port):
-        await scenes.play(relay, f"http://127.0.0.1:{relay_port}", f"http://127.0.0.1:{proxy_port}", POLICY)
-    await relay.stop()
+    try:
+        with proxy(relay_port, proxy_port):
+            await scenes.play(relay, f"http://127.0.0.1:{relay_port}", f"http://127.0.0.1:{proxy_port}", POLICY)
+    finally:
+        await relay.stop()
 
 
 if __name__ == "__main__":
