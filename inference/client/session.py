@@ -53,8 +53,9 @@ SEALED_HEADERS = {
 _ATTESTATION_PATH = "/.well-known/attestation?nonce="
 _PIECE = 16_384
 """Plaintext bytes per chunk of a request: what every receiver of chunked OHTTP takes."""
-# An answer is opened as it comes and not kept, so a long stream need not fit into the bounds of one message.
-_ANSWER_LIMITS = replace(DEFAULT_LIMITS, message=1 << 30, chunks=1 << 22)
+# An answer is opened as it comes and not kept, so a long stream need not fit into the bounds of one message. The bucket
+# of the largest whole answers is 2 MiB wide, and so can be their padding.
+_ANSWER_LIMITS = replace(DEFAULT_LIMITS, message=1 << 30, chunks=1 << 22, padding=1 << 21)
 _GATEWAY_PATH = re.compile(r"/(?!/)[\x21-\x22\x24-\x7e]*")  # No fragment, no second authority.
 # About this hop only (RFC 9110, 7.6.1), about the outer message, or about the browser that talks to the proxy.
 _OUTER = frozenset(

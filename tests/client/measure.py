@@ -3,7 +3,8 @@
     .venv/bin/python -m tests.client.measure [CHUNKS]
 
 A process serves small events a millisecond apart, so that each is a read of its own, in the clear and sealed.
-Plain reading is the base; what is above it is the price of the seal. Loopback, one stream at a time.
+Plain reading is the base; what is above it is the price of the seal. Loopback, one stream at a time, the
+least of five rounds.
 """
 
 import asyncio
@@ -26,6 +27,8 @@ from tests.conftest import free_port
 from tests.support import ROOT
 
 GAP = 0.001
+ROUNDS = 5
+"""The least of them counts: other work on the machine only adds."""
 EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
 SIMULATED = Policy.accept_simulated()
 
@@ -93,35 +96,46 @@ def measure(chunks: int) -> None:
             _wait_for(wanted)
         own = os.getpid()
 
-        def line(name: str, pid: int, count: int, before: float) -> None:
-            print(f"{name:34} {(cpu_of(pid) - before) / count * 1e6:7.1f} µs a chunk ({count} chunks)")  # noqa: T201
+        best: dict[str, float] = {}
 
-        with httpx2.Client(timeout=60) as plain:
-            before = cpu_of(own)
-            line("httpx2, in the clear", own, read(plain, "GET", f"{url}/plain?{chunks}"), before)
-        with httpx2.Client(transport=CloisterTransport(url, SIMULATED), timeout=60) as sealed:
-            sealed.post(f"{url}{chat}", json={"chunks": 1})
-            before = cpu_of(own)
-            line("httpx2, CloisterTransport", own, read(sealed, "POST", f"{url}{chat}", body), before)
+        def note(name: str, pid: int, count: int, before: float) -> None:
+            cost = (cpu_of(pid) - before) / count * 1e6
+            best[name] = min(cost, best.get(name, cost))
+
+        def synchronous() -> None:
+            with httpx2.Client(timeout=60) as plain:
+                before = cpu_of(own)
+                note("httpx2, in the clear", own, read(plain, "GET", f"{url}/plain?{chunks}"), before)
+            with httpx2.Client(transport=CloisterTransport(url, SIMULATED), timeout=60) as sealed:
+                sealed.post(f"{url}{chat}", json={"chunks": 1})
+                before = cpu_of(own)
+                note("httpx2, CloisterTransport", own, read(sealed, "POST", f"{url}{chat}", body), before)
 
         async def asynchronous() -> None:
             async with httpx2.AsyncClient(timeout=60) as plain:
                 before = cpu_of(own)
-                line("httpx2 async, in the clear", own, await aread(plain, "GET", f"{url}/plain?{chunks}"), before)
+                note("httpx2 async, in the clear", own, await aread(plain, "GET", f"{url}/plain?{chunks}"), before)
             transport = AsyncCloisterTransport(url, SIMULATED)
             async with httpx2.AsyncClient(transport=transport, timeout=60) as sealed:
                 await sealed.post(f"{url}{chat}", json={"chunks": 1})
                 before = cpu_of(own)
                 count = await aread(sealed, "POST", f"{url}{chat}", body)
-                line("httpx2 async, AsyncCloisterTransport", own, count, before)
+                note("httpx2 async, AsyncCloisterTransport", own, count, before)
             before = cpu_of(own)
-            line("aiohttp, in the clear", own, await read_aiohttp(f"{url}/plain?{chunks}"), before)
+            note("aiohttp, in the clear", own, await read_aiohttp(f"{url}/plain?{chunks}"), before)
 
-        asyncio.run(asynchronous())
-        with httpx2.Client(timeout=60) as caller:
-            caller.post(f"{proxy}{chat}", json={"chunks": 1})
-            before = cpu_of(forwarding.pid)
-            line("the proxy's process", forwarding.pid, read(caller, "POST", f"{proxy}{chat}", body), before)
+        def proxied() -> None:
+            with httpx2.Client(timeout=60) as caller:
+                caller.post(f"{proxy}{chat}", json={"chunks": 1})
+                before = cpu_of(forwarding.pid)
+                note("the proxy's process", forwarding.pid, read(caller, "POST", f"{proxy}{chat}", body), before)
+
+        for _ in range(ROUNDS):
+            synchronous()
+            asyncio.run(asynchronous())
+            proxied()
+        for name, cost in best.items():
+            print(f"{name:37}{cost:6.1f} µs a chunk")  # noqa: T201
     finally:
         for process in (server, forwarding):
             process.terminate()

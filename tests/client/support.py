@@ -223,7 +223,7 @@ def _delta(word: str, reason: str | None = None) -> dict[str, Any]:
 
 def _messages(stream: bool) -> tuple[int, Any] | list[bytes]:
     usage = {"input_tokens": 1, "output_tokens": 2}
-    message = {"id": "m", "type": "message", "role": "assistant", "model": "fake/chat", "usage": usage}
+    message: dict[str, Any] = {"id": "m", "type": "message", "role": "assistant", "model": "fake/chat", "usage": usage}
     message |= {
         "content": [{"type": "text", "text": " ".join(WORDS)}],
         "stop_reason": "end_turn",

@@ -99,10 +99,11 @@ def test_a_chat_and_its_stream_say_the_same(asking: openai.OpenAI, backend: Runn
 
 
 def test_a_named_tool_is_called(asking: openai.OpenAI, backend: RunningBackend) -> None:
+    tools: list[Any] = [TOOL]
     answer = asking.chat.completions.create(
         model=backend.llama,
         messages=QUESTION,
-        tools=[TOOL],  # type: ignore[list-item]
+        tools=tools,
         tool_choice={"type": "function", "function": {"name": "opening_hours"}},
         max_tokens=150,
         temperature=0,

@@ -292,7 +292,7 @@ def test_an_answer_changed_in_any_write_is_an_error_before_its_content_is_used(
     ask: Callable[[], Any] = client.stream if stream else lambda: client.post(json=chat())
     ask()
     for n in range(fake.writes):
-        fake.change = lambda i, data, n=n: _flipped(data) if i == n else data  # type: ignore[misc]
+        fake.change = lambda i, data, n=n: _flipped(data) if i == n else data
         with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)) as caught:
             ask()
         assert isinstance(cause_of(caught), ResponseForged | ResponseCut)
