@@ -23,8 +23,8 @@ class Limits:
     """Bytes of one header or trailer section."""
     informational: int = 8
     """Informational (1xx) responses before the final one."""
-    padding: int = 1024 * 1024
-    """Zero bytes after a binary HTTP message."""
+    padding: int = 4 * 1024 * 1024
+    """Zero bytes after a binary HTTP message: an eighth of the largest message (`padding.bucket`)."""
 
 
 DEFAULT_LIMITS = Limits()
