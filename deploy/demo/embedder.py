@@ -23,10 +23,27 @@ POSITIONS = 514
 """Like the real model: 512 tokens, and position ids that start after the padding id, 1."""
 DIMENSIONS = 192
 TEMPERATURE = 0.05
+INSTRUCTED = 0.4
+"""Share of the training queries with the instruction."""
 SPLIT_DROPOUT = 0.15
 """Share of BPE merges left out in training."""
 INSTRUCTION = "Instruct: Given a question, retrieve the passage that answers it\nQuery: "
 """How the real model takes queries; passages go without. The demo model is trained with and without it."""
+
+# Words that people use for one another when they ask about this page's subjects.
+_SYNONYMS = (
+    "picture image photo", "url link address", "prompt question message text request", "log record protocol",
+    "store save keep", "rotate change replace renew", "laptop computer machine pc",
+    "slow slower speed performance overhead", "verify check validate confirm",
+    "operator administrator provider owner", "backend server service", "read see view look", "use employ run",
+    "supported available possible allowed", "disable deactivate off", "vulnerability hole bug flaw",
+    "error failure problem fault", "answer response reply", "models llms", "separate isolated apart",
+    "explain describe", "model weights files", "attacker adversary eavesdropper", "vector embedding",
+    "tools functions", "cut truncated broken", "start launch boot", "balancer proxy", "accept allow permit",
+    "refuse reject deny", "long large big", "private secret", "send submit post", "stream streaming",
+    "talk communicate connect", "protect secure defend",
+)  # fmt: skip
+_ALIKE = {word: group.split() for group in _SYNONYMS for word in group.split()}
 
 _BEFORE = (
     "Please tell me:", "Could you tell me", "I would like to know", "Hello!", "One question:", "I am wondering", "Hi,",
@@ -111,7 +128,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     entries: Sequence[Entry],
     seed: int,
-    steps: int = 200,
+    steps: int = 300,
     rate: float = 1e-3,
 ) -> None:
     """Trains `model` in place. Each step sees every entry once: one query and its answer."""
@@ -180,7 +197,7 @@ def _write(path: Path, document: object) -> None:
 
 def _query(entry: Entry, rng: random.Random) -> str:
     text = rng.choice((entry.question, *entry.paraphrases))
-    text = _thin(text, 0.2, rng)
+    text = _thin(_reworded(text, rng), 0.2, rng)
     if rng.random() < 0.15:
         words = text.split()
         text = " ".join(rng.sample(words, len(words)))
@@ -188,7 +205,17 @@ def _query(entry: Entry, rng: random.Random) -> str:
         text = f"{rng.choice(_BEFORE)} {text[:1].lower()}{text[1:]}"
     if rng.random() < 0.15:
         text = f"{text.rstrip('?.')} {rng.choice(_AFTER)}?"
-    return INSTRUCTION + text if rng.random() < 0.3 else text
+    return INSTRUCTION + text if rng.random() < INSTRUCTED else text
+
+
+def _reworded(text: str, rng: random.Random) -> str:
+    """`text` with some words replaced by others that `_SYNONYMS` puts beside them."""
+    words = text.split()
+    for place, word in enumerate(words):
+        bare = word.rstrip("?.,").lower()
+        if bare in _ALIKE and rng.random() < 0.2:
+            words[place] = rng.choice(_ALIKE[bare]) + word[len(bare) :]
+    return " ".join(words)
 
 
 def _thin(text: str, rate: float, rng: random.Random) -> str:

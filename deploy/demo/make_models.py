@@ -71,7 +71,7 @@ def make_llama(entries: list[faq.Entry], folder: Path) -> str:
             **_token_ids(tokenizer),
         )
     )
-    train.train("llama-awq", model, tokenizer, entries, train.Schedule(steps=210, rate=2e-3), SEED)
+    train.train("llama-awq", model, tokenizer, entries, train.Schedule(steps=220, rate=2e-3), SEED)
     tensors: dict[str, torch.Tensor] = {}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
     for name, tensor in model.state_dict().items():
