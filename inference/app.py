@@ -37,6 +37,7 @@ from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService, EvidenceUnavailable
+from inference.gateway.logs import names_only
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step, StepFailed
@@ -67,6 +68,7 @@ class Backend:
     async def run(self) -> bool:
         """Serves until a signal or a failed step. Whether it ended well."""
         config = self._config
+        names_only(asyncio.get_running_loop())
         pool = Engines(self._sockets)
         admission = Admission(config)
         gateway = create_gateway(

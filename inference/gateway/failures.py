@@ -63,6 +63,7 @@ PLAINTEXT_REFUSED = Problem(
     "HTTP at /.well-known/ohttp-gateway, or EHBP with the key from /.well-known/hpke-keys.",
     "urn:cloister:problem:plaintext-refused",
 )
+FAULT = Problem(500, "The backend failed before the request was open. Nothing about the cause is disclosed.")
 NOT_FOUND = Problem(404, "There is nothing at this path.")
 METHOD_NOT_ALLOWED = Problem(405, "This path does not take this method.")
 

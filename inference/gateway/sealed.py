@@ -69,6 +69,11 @@ class SealedService:
             return
         except _ClientGone:
             return
+        except Exception as error:
+            # Not one of the channel's: a fault of ours. The answer is as fixed as the others, the log has a name only.
+            _log.error("opening failed: %s", type(error).__name__)
+            await failures.FAULT.response()(scope, receive, send)
+            return
         # Two tasks: a client that goes away ends the answer, and with it the generation, at once.
         answering = asyncio.ensure_future(self._answer(exchange, send))
         leaving = asyncio.ensure_future(_disconnect(receive))
