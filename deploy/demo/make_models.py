@@ -217,8 +217,10 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def _save_chat_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
-    # Greedy unless a request says otherwise: so answers come out word for word in the demo.
-    GenerationConfig(**_token_ids(tokenizer), do_sample=False).save_pretrained(folder)
+    # Greedy unless a request says otherwise: so answers come out word for word in the demo. transformers reads `do_sample`,
+    # vLLM only `temperature`, which transformers would not save.
+    generation = GenerationConfig(**_token_ids(tokenizer), do_sample=False).to_diff_dict() | {"temperature": 0.0}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
 
 
 def _exact(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, entries: list[faq.Entry]) -> str:
