@@ -14,6 +14,7 @@ torch build may round sums differently, and then weights and hashes differ thoug
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -170,10 +171,11 @@ def complete(name: str, out: Path, inputs: str) -> bool:
 
 
 def inputs_hash() -> str:
-    """Over the page and the code that makes models of it."""
-    digest = hashlib.sha256()
-    for path in (FAQ, *(Path(__file__).with_name(source) for source in SOURCES)):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    """Over the page and the code that makes models of it; comments and layout do not count."""
+    digest = hashlib.sha256(FAQ.read_bytes())
+    for source in SOURCES:
+        tree = ast.parse(Path(__file__).with_name(source).read_text(encoding="utf-8"))
+        digest.update(hashlib.sha256(ast.dump(tree).encode()).digest())
     return digest.hexdigest()
 
 
@@ -217,8 +219,8 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def _save_chat_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
-    # Greedy unless a request says otherwise: so answers come out word for word in the demo. transformers reads `do_sample`,
-    # vLLM only `temperature`, which transformers would not save.
+    # Greedy unless a request says otherwise: so answers come out word for word in the demo. transformers reads
+    # `do_sample`, vLLM only `temperature`, which transformers would not save.
     generation = GenerationConfig(**_token_ids(tokenizer), do_sample=False).to_diff_dict() | {"temperature": 0.0}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
 

@@ -98,8 +98,8 @@ def environment(spec: EngineSpec, home: Path) -> dict[str, str]:
     if Path(spec.model).is_dir():
         values["HF_HUB_OFFLINE"] = "1"
     if spec.device == "cpu":
-        # Several engines share the cores: threads are bound to none, and an idle one sleeps instead of spinning. One thread
-        # per engine, because small models lose more by waiting for each other's threads than they gain.
+        # Several engines share the cores: threads are bound to none, and an idle one sleeps instead of spinning. One
+        # thread per engine, because small models lose more by waiting for each other's threads than they gain.
         values |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     else:
         # The V2 model runner can return garbage under CC-On (vllm#57224).
