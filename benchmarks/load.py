@@ -27,6 +27,8 @@ class Sample:
     arrivals: list[float] = field(default_factory=list)
     tokens: int = 0
     total: float = 0.0
+    pieces: list[tuple[int, bytes]] | None = None
+    """Where a list is given: each piece as it came, with the monotonic clock's nanoseconds."""
 
     @property
     def ttft(self) -> float:
@@ -60,6 +62,8 @@ class _Events:
         self.done = False
 
     def feed(self, data: bytes) -> None:
+        if self._sample.pieces is not None:
+            self._sample.pieces.append((time.monotonic_ns(), data))
         if b'"content":' in data:
             self._sample.arrivals.append(time.perf_counter() - self._start)
         # The usage event and [DONE] come last: only the tail is ever parsed.
