@@ -75,7 +75,8 @@ def test_the_network_sees_no_word_and_no_key(backend: RunningBackend) -> None:
     # What anybody may fetch holds some of the words too; those prove nothing either way.
     public = backend.wire.request("GET", f"/.well-known/attestation?nonce={'0' * 64}")[2].lower()
     public += (
-        b"content-type content-length message/ohttp-chunked-req message/ohttp-chunked-res accept-encoding connection"
+        b"/.well-known/ohttp-gateway/demo /.well-known/attestation content-type content-length "
+        b"message/ohttp-chunked-req message/ohttp-chunked-res accept-encoding connection"
     )
     telling = [word for word in long if word.encode() not in public]
     assert len(telling) > 20
