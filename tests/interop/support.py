@@ -58,8 +58,8 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def stream(model: str, tokens: int = 128) -> dict[str, Any]:
-    """A streamed chat of exactly `tokens` tokens, long enough for its events to come one after the other."""
+def stream(model: str, tokens: int = 600) -> dict[str, Any]:
+    """A streamed chat of exactly `tokens` tokens, some seconds long: an engine on a busy machine can pause for half a one."""
     return chat(model, stream=True, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
 
 

@@ -92,7 +92,7 @@ def test_a_stream_arrives_while_it_is_made(backend: RunningBackend) -> None:
     sealer = ohttp.RequestSealer(ohttp.CHUNKED, backend.wire.configuration())
     body = seal(
         sealer,
-        chat(backend.llama, FAQ[0].question, stream=True, max_tokens=200, ignore_eos=True),
+        chat(backend.llama, FAQ[0].question, stream=True, max_tokens=800, ignore_eos=True),
         fields=bearer(backend),
     )
     head = f"POST {GATEWAY_PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n"
@@ -106,7 +106,7 @@ def test_a_stream_arrives_while_it_is_made(backend: RunningBackend) -> None:
                 break
     total = arrivals[-1]
     early = sum(arrival < total / 2 for arrival in arrivals)
-    assert len(arrivals) > 50
+    assert len(arrivals) > 20
     # A busy machine speeds up and slows down; an answer that was collected first comes whole, at one end.
     assert 0.02 < early / len(arrivals) < 0.98
     assert arrivals[0] < 0.5 * total
