@@ -101,6 +101,10 @@ def environment(spec: EngineSpec, home: Path) -> dict[str, str]:
         # Several engines share the cores: threads are bound to none, and an idle one sleeps instead of spinning. One
         # thread per engine, because small models lose more by waiting for each other's threads than they gain.
         values |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+        # The model runs inside vLLM's core process. Otherwise the CPU build gives it a process of its own (even where
+        # the executor is set to "uni"), and the two spin while they wait for each other: on two cores that starves the
+        # API server, and a stream comes in bursts of a second. On CUDA one GPU needs no such process anyway.
+        values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     else:
         # The V2 model runner can return garbage under CC-On (vllm#57224).
         values["VLLM_USE_V2_MODEL_RUNNER"] = "0"

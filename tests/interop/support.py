@@ -59,7 +59,7 @@ def chat(model: str, **more: Any) -> dict[str, Any]:
 
 
 def stream(model: str, tokens: int = 600) -> dict[str, Any]:
-    """A streamed chat of exactly `tokens` tokens, some seconds long: an engine on a busy machine can pause for half a one."""
+    """A streamed chat of exactly `tokens` tokens, a second or more long: an engine on a busy machine can pause."""
     return chat(model, stream=True, max_tokens=tokens, min_tokens=tokens, ignore_eos=True)
 
 
