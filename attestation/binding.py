@@ -59,12 +59,12 @@ def inclusion_path(nonces: Sequence[bytes], index: int) -> tuple[bytes, ...]:
 def root_from_path(nonce: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     """The root that a proof leads to, RFC 9162 section 2.1.3.2. Raises `VerificationError` where it fits no tree."""
     if not 0 <= index < size:
-        raise VerificationError(Step.NONCE, "the inclusion proof's index lies outside its tree")
+        raise VerificationError(Step.NONCE, "nonce.proof", "the inclusion proof's index lies outside its tree")
     fn, sn = index, size - 1
     result = _leaf(nonce)
     for node in path:
         if sn == 0:
-            raise VerificationError(Step.NONCE, "the inclusion path is too long for its tree")
+            raise VerificationError(Step.NONCE, "nonce.proof", "the inclusion path is too long for its tree")
         if fn & 1 or fn == sn:
             result = _node(node, result)
             while not fn & 1 and fn:
@@ -73,7 +73,7 @@ def root_from_path(nonce: bytes, index: int, size: int, path: Sequence[bytes]) -
             result = _node(result, node)
         fn, sn = fn >> 1, sn >> 1
     if sn != 0:
-        raise VerificationError(Step.NONCE, "the inclusion path is too short for its tree")
+        raise VerificationError(Step.NONCE, "nonce.proof", "the inclusion path is too short for its tree")
     return result
 
 

@@ -24,17 +24,30 @@ class AttestationError(Exception):
 
 
 class EvidenceError(AttestationError):
-    """The document, or the claims in it, do not follow the format."""
+    """A document, report, certificate or manifest does not follow its format."""
 
     step = Step.STRUCTURE
+    code = "malformed"
 
 
 class VerificationError(AttestationError):
-    """The document is well-formed and wrong: another nonce, a signature that does not hold, a binding that differs."""
+    """Well-formed and wrong: another nonce, a signature that does not hold, a binding that differs.
 
-    def __init__(self, step: Step, message: str) -> None:
+    `code` is for machines and does not change with the wording: what was checked, then what was wrong with it, like
+    `snp.signature` or `gpu.rim.digest`.
+    """
+
+    def __init__(self, step: Step, code: str, message: str) -> None:
         super().__init__(message)
         self.step = step
+        self.code = code
+
+
+class UnsupportedError(VerificationError):
+    """Refused because this version, or this installation, cannot check it. That it is wrong was not shown."""
+
+    def __init__(self, step: Step, message: str) -> None:
+        super().__init__(step, "unsupported", message)
 
 
 class PolicyError(AttestationError):
@@ -45,6 +58,7 @@ class PolicyError(AttestationError):
     def __init__(self, claim: str, message: str) -> None:
         super().__init__(message)
         self.claim = claim
+        self.code = f"policy.{claim}"
 
 
 class PolicyFileError(AttestationError):

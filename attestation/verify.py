@@ -5,7 +5,7 @@ import hashlib
 from dataclasses import InitVar, dataclass
 
 from attestation.binding import NONCE_SIZE, report_data, root_from_path
-from attestation.errors import Step, VerificationError
+from attestation.errors import Step, UnsupportedError, VerificationError
 from attestation.evidence import NO_GPUS, Claims, Evidence
 from attestation.policy import Policy
 from attestation.rules import Facts
@@ -67,16 +67,20 @@ def verify(
 
     # 2. Nonce
     if len(nonce) != NONCE_SIZE:
-        raise VerificationError(Step.NONCE, f"a nonce has {NONCE_SIZE} bytes, this one has {len(nonce)}")
+        raise VerificationError(
+            Step.NONCE, "nonce.length", f"a nonce has {NONCE_SIZE} bytes, this one has {len(nonce)}"
+        )
     proof = evidence.nonces
     if root_from_path(nonce, proof.index, proof.size, proof.path) != proof.root:
         raise VerificationError(
-            Step.NONCE, "the document was not made for this nonce; ask for evidence with a nonce of your own"
+            Step.NONCE,
+            "nonce.other",
+            "the document was not made for this nonce; ask for evidence with a nonce of your own",
         )
 
     # 3. CPU report
     if evidence.cpu.provider != simulated.PROVIDER:
-        raise VerificationError(
+        raise UnsupportedError(
             Step.CPU_REPORT,
             f"this version cannot verify CPU evidence of the provider {evidence.cpu.provider}, "
             "and what is not verified is refused; use a version that can",
@@ -86,18 +90,22 @@ def verify(
     # 4. Binding
     if report.report_data != report_data(proof.root, evidence.claims, evidence.gpu):
         raise VerificationError(
-            Step.BINDING, "the CPU's report was not made for this nonce root, these claims and this GPU evidence"
+            Step.BINDING,
+            "binding.report_data",
+            "the CPU's report was not made for this nonce root, these claims and this GPU evidence",
         )
 
     # 5. GPU
     if evidence.gpu != NO_GPUS:
-        raise VerificationError(
+        raise UnsupportedError(
             Step.GPU,
             "this version cannot verify GPU evidence, and what is not verified is refused; use a version that can",
         )
     if claims.cc_mode in ("on", "devtools"):
         raise VerificationError(
-            Step.GPU, f"the claims say that the GPUs' mode is {claims.cc_mode}, and there is no GPU evidence for it"
+            Step.GPU,
+            "gpu.absent",
+            f"the claims say that the GPUs' mode is {claims.cc_mode}, and there is no GPU evidence for it",
         )
 
     # 6. Policy

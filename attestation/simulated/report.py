@@ -88,4 +88,4 @@ def _certified_key(der: bytes, now: datetime.datetime) -> tuple[ec.EllipticCurve
 
 
 def _wrong(message: str) -> VerificationError:
-    return VerificationError(Step.CPU_REPORT, message)
+    return VerificationError(Step.CPU_REPORT, "simulated.report", message)

@@ -1,0 +1,29 @@
+"""What a verification did, in order, for the person or program that reads its result."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked and holds, or that could not be checked because what it needs was not given."""
+
+    code: str
+    """For machines: `snp.signature`. The code of the `VerificationError` where it fails."""
+    says: str
+    """For people: one line, what it means."""
+
+
+@dataclass
+class Checks:
+    """Filled while verification runs. It decides nothing: what fails raises."""
+
+    passed: list[Check] = field(default_factory=list)
+    not_given: list[Check] = field(default_factory=list)
+
+    def ok(self, code: str, says: str) -> None:
+        """Notes a check that held."""
+        self.passed.append(Check(code, says))
+
+    def lacks(self, code: str, says: str) -> None:
+        """Notes a check that was not made for want of its input. A policy that requires it refuses."""
+        self.not_given.append(Check(code, says))
