@@ -1,6 +1,5 @@
 """The evidence document and the claims in it: types, canonical encoding, strict parsing. README.md has the format."""
 
-import base64
 from dataclasses import dataclass
 from typing import Self
 
@@ -75,10 +74,10 @@ class Claims:
         data = strict.encode(
             {
                 "version": 1,
-                "key_configurations": _base64(self.key_configurations),
+                "key_configurations": strict.base64_text(self.key_configurations),
                 "ehbp_key_configuration": None
                 if self.ehbp_key_configuration is None
-                else _base64(self.ehbp_key_configuration),
+                else strict.base64_text(self.ehbp_key_configuration),
                 "gateway_path": self.gateway_path,
                 "replica": self.replica,
                 "tls_spki_sha256": None if self.tls_spki_sha256 is None else self.tls_spki_sha256.hex(),
@@ -186,19 +185,19 @@ class Evidence:
             {
                 "type": "cloister-evidence",
                 "version": 1,
-                "claims": _base64(self.claims),
+                "claims": strict.base64_text(self.claims),
                 "nonces": {
-                    "root": _base64(self.nonces.root),
+                    "root": strict.base64_text(self.nonces.root),
                     "index": self.nonces.index,
                     "size": self.nonces.size,
-                    "path": [_base64(node) for node in self.nonces.path],
+                    "path": [strict.base64_text(node) for node in self.nonces.path],
                 },
                 "cpu": {
                     "provider": self.cpu.provider,
-                    "report": _base64(self.cpu.report),
-                    "certificates": [_base64(certificate) for certificate in self.cpu.certificates],
+                    "report": strict.base64_text(self.cpu.report),
+                    "certificates": [strict.base64_text(certificate) for certificate in self.cpu.certificates],
                 },
-                "gpu": _base64(self.gpu),
+                "gpu": strict.base64_text(self.gpu),
                 "collateral": {},
             }
         )
@@ -244,7 +243,3 @@ def _hash(value: object, where: str) -> bytes:
     if len(decoded) != 32:
         raise EvidenceError(f"{where} is not 32 bytes")
     return decoded
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

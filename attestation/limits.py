@@ -29,7 +29,8 @@ class Limits:
     gpu: int = 256 * 1024
     """The bundle of the GPUs' evidence."""
     policy: int = 1024 * 1024
-    """A policy file."""
+    """A policy file, or a release file."""
+    release_measurements: int = 256
 
 
 LIMITS = Limits()

@@ -1,15 +1,36 @@
 """The appraisal policy: what a relying party accepts. Every rule is stated; nothing unset means skip."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from os import PathLike
-from typing import Literal, Self
+from types import MappingProxyType
+from typing import Literal, Self, cast
 
-from attestation import policy_file, rules
+from attestation import hardware_rules, policy_file, rules
 from attestation.evidence import CC_MODES, PADDINGS
 from attestation.rules import Facts, Rule
 
-PROVIDERS = frozenset({"simulated", "sev-snp", "tdx"})
-"""Words that `cpu` may list. `verify` can check the simulated one in this version and refuses the others."""
+PROVIDERS = frozenset({"simulated", "sev-snp", "sev-snp-vtpm", "tdx"})
+ARCHITECTURES = frozenset({"hopper", "blackwell"})
+TDX_STATUS = frozenset(
+    {
+        "UpToDate",
+        "SWHardeningNeeded",
+        "ConfigurationNeeded",
+        "ConfigurationAndSWHardeningNeeded",
+        "OutOfDate",
+        "OutOfDateConfigurationNeeded",
+        "Revoked",
+    }
+)
+PLATFORM_FLAGS = frozenset({"smt", "tsme", "ecc", "rapl_disabled", "ciphertext_hiding", "alias_check_complete", "tio"})
+_MILAN = frozenset({"bootloader", "tee", "snp", "microcode"})
+TCB_COMPONENTS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"Milan": _MILAN, "Genoa": _MILAN, "Turin": _MILAN | {"fmc"}}
+)
+_REFUSED = ("refused", "allowed")
+_REQUIRED = ("required", "optional")
+MAXIMUM_GPUS = 16
 
 
 @dataclass(frozen=True)
@@ -18,8 +39,22 @@ class Policy:
 
     cpu: rules.Cpu
     measurement: rules.Measurement
-    gpu: rules.Gpu
-    cc_mode: rules.CcMode
+    minimum_tcb: hardware_rules.MinimumTcb
+    debug: hardware_rules.Debug
+    migration: hardware_rules.Migration
+    vmpl: hardware_rules.Vmpl
+    platform: hardware_rules.Platform
+    chips: hardware_rules.Chips
+    pcrs: hardware_rules.Pcrs
+    tdx_status: hardware_rules.TdxStatus
+    cpu_revocation: hardware_rules.CpuRevocation
+    gpu: hardware_rules.Gpu
+    gpu_architecture: hardware_rules.GpuArchitecture
+    cc_mode: hardware_rules.CcMode
+    gpu_driver: hardware_rules.GpuDriver
+    gpu_vbios: hardware_rules.GpuVbios
+    gpu_rims: hardware_rules.GpuRims
+    gpu_revocation: hardware_rules.GpuRevocation
     configuration: rules.Configuration
     software: rules.Software
     replica: rules.Replica
@@ -34,8 +69,22 @@ class Policy:
         return cls(
             cpu=rules.Cpu(frozenset({"sev-snp"})),
             measurement=rules.Measurement(measurements),
-            gpu=rules.Gpu("required"),
-            cc_mode=rules.CcMode(frozenset({"on"})),
+            minimum_tcb=hardware_rules.MinimumTcb("any"),
+            debug=hardware_rules.Debug("refused"),
+            migration=hardware_rules.Migration("refused"),
+            vmpl=hardware_rules.Vmpl(frozenset({0})),
+            platform=hardware_rules.Platform("any", "any"),
+            chips=hardware_rules.Chips("any"),
+            pcrs=hardware_rules.Pcrs("any"),
+            tdx_status=hardware_rules.TdxStatus(frozenset({"UpToDate"})),
+            cpu_revocation=hardware_rules.CpuRevocation("required"),
+            gpu=hardware_rules.Gpu("required"),
+            gpu_architecture=hardware_rules.GpuArchitecture("any"),
+            cc_mode=hardware_rules.CcMode(frozenset({"on"})),
+            gpu_driver=hardware_rules.GpuDriver("any"),
+            gpu_vbios=hardware_rules.GpuVbios("any"),
+            gpu_rims=hardware_rules.GpuRims("required"),
+            gpu_revocation=hardware_rules.GpuRevocation("required"),
             configuration=rules.Configuration("any"),
             software=rules.Software("any"),
             replica=rules.Replica("any"),
@@ -48,30 +97,46 @@ class Policy:
     @classmethod
     def accept_simulated(cls) -> Self:
         """For a local demo, and for a backend that checks its own simulated evidence. Proves nothing about hardware."""
-        return cls(
+        return replace(
+            cls.default(frozenset()),
             cpu=rules.Cpu(frozenset({"simulated"})),
             measurement=rules.Measurement("any"),
-            gpu=rules.Gpu("none"),
-            cc_mode=rules.CcMode(frozenset({"none"})),
-            configuration=rules.Configuration("any"),
-            software=rules.Software("any"),
-            replica=rules.Replica("any"),
-            tls=rules.Tls("any"),
+            gpu=hardware_rules.Gpu("none"),
+            cc_mode=hardware_rules.CcMode(frozenset({"none"})),
             padding=rules.Padding(frozenset({"off", "pad"})),
-            age=rules.Age(maximum_s=300, clock_skew_s=60),
-            models=rules.Models("any"),
         )
 
     @classmethod
     def from_toml(cls, source: bytes | PathLike[str]) -> Self:
         """Reads a policy: `bytes` are its text, a path is its file. Raises `PolicyFileError`."""
         file = policy_file.PolicyFile(source)
-        gpu: Literal["none", "required"] = "none" if file.word("gpu", ("none", "required")) == "none" else "required"
         return cls(
             cpu=rules.Cpu(file.words("cpu", PROVIDERS)),
-            measurement=rules.Measurement(file.digests("measurement", 48)),
-            gpu=rules.Gpu(gpu),
-            cc_mode=rules.CcMode(file.words("cc_mode", CC_MODES)),
+            measurement=rules.Measurement(file.measurements("measurement")),
+            minimum_tcb=hardware_rules.MinimumTcb(file.levels("minimum_tcb", TCB_COMPONENTS)),
+            debug=hardware_rules.Debug(cast(hardware_rules.Allowed, file.word("debug", _REFUSED))),
+            migration=hardware_rules.Migration(cast(hardware_rules.Allowed, file.word("migration", _REFUSED))),
+            vmpl=hardware_rules.Vmpl(file.numbers("vmpl", 3)),
+            platform=hardware_rules.Platform(
+                file.choices("platform_set", PLATFORM_FLAGS), file.choices("platform_clear", PLATFORM_FLAGS)
+            ),
+            chips=hardware_rules.Chips(file.digests("chips", 64)),
+            pcrs=hardware_rules.Pcrs(file.registers("pcrs")),
+            tdx_status=hardware_rules.TdxStatus(file.choices("tdx_status", TDX_STATUS)),
+            cpu_revocation=hardware_rules.CpuRevocation(
+                cast(hardware_rules.Required, file.word("cpu_revocation", _REQUIRED))
+            ),
+            gpu=hardware_rules.Gpu(
+                cast(Literal["none", "required"] | int, file.count("gpu", ("none", "required"), MAXIMUM_GPUS))
+            ),
+            gpu_architecture=hardware_rules.GpuArchitecture(file.choices("gpu_architecture", ARCHITECTURES)),
+            cc_mode=hardware_rules.CcMode(file.words("cc_mode", CC_MODES)),
+            gpu_driver=hardware_rules.GpuDriver(file.names("gpu_driver")),
+            gpu_vbios=hardware_rules.GpuVbios(file.names("gpu_vbios")),
+            gpu_rims=hardware_rules.GpuRims(cast(hardware_rules.Required, file.word("gpu_rims", _REQUIRED))),
+            gpu_revocation=hardware_rules.GpuRevocation(
+                cast(hardware_rules.Required, file.word("gpu_revocation", _REQUIRED))
+            ),
             configuration=rules.Configuration(file.digests("configuration", 32)),
             software=rules.Software(file.names("software")),
             replica=rules.Replica(file.names("replica")),
@@ -87,8 +152,23 @@ class Policy:
             {
                 "cpu": self.cpu.accepted,
                 "measurement": self.measurement.accepted,
+                "minimum_tcb": self.minimum_tcb.minimum,
+                "debug": self.debug.verdict,
+                "migration": self.migration.verdict,
+                "vmpl": self.vmpl.accepted,
+                "platform_set": self.platform.set_,
+                "platform_clear": self.platform.clear,
+                "chips": self.chips.accepted,
+                "pcrs": self.pcrs.values,
+                "tdx_status": self.tdx_status.accepted,
+                "cpu_revocation": self.cpu_revocation.verdict,
                 "gpu": self.gpu.expected,
+                "gpu_architecture": self.gpu_architecture.accepted,
                 "cc_mode": self.cc_mode.accepted,
+                "gpu_driver": self.gpu_driver.accepted,
+                "gpu_vbios": self.gpu_vbios.accepted,
+                "gpu_rims": self.gpu_rims.verdict,
+                "gpu_revocation": self.gpu_revocation.verdict,
                 "configuration": self.configuration.accepted,
                 "software": self.software.accepted,
                 "replica": self.replica.accepted,
@@ -102,19 +182,6 @@ class Policy:
 
     def evaluate(self, facts: Facts) -> None:
         """Applies every rule, in this order. Raises `PolicyError` for the first claim that is not accepted."""
-        every: tuple[Rule, ...] = (
-            self.cpu,
-            self.measurement,
-            self.gpu,
-            self.cc_mode,
-            self.configuration,
-            self.software,
-            self.replica,
-            self.tls,
-            self.padding,
-            self.age,
-            rules.KeysAlive(),
-            self.models,
-        )
+        every: tuple[Rule, ...] = (*(getattr(self, field.name) for field in fields(self)), rules.KeysAlive())
         for rule in every:
             rule.check(facts)

@@ -5,8 +5,10 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from attestation import release
 from attestation.errors import PolicyFileError
 from attestation.limits import LIMITS
 
@@ -17,16 +19,72 @@ KEYS: Mapping[str, tuple[str, str]] = {
         'cpu = ["sev-snp"], or cpu = ["simulated"] for a local demo',
     ),
     "measurement": (
-        'What the CPU measured at launch: a list of 96 hexadecimal digits each, or "any".',
-        'measurement = ["<96 hexadecimal digits>"], or measurement = "any"',
+        'What the CPU measured at launch: a list of 96 hexadecimal digits each, a signed release file, or "any".',
+        'measurement = ["<96 hexadecimal digits>"], measurement = { release = "FILE", key = "<64 hex digits>" }, '
+        'or measurement = "any"',
+    ),
+    "minimum_tcb": (
+        "Oldest firmware that counts, by line (Milan, Genoa, Turin) and part (bootloader, tee, snp, microcode, fmc); "
+        'or "any". A line that is not listed is refused.',
+        'minimum_tcb = { Genoa = { bootloader = 9, tee = 0, snp = 23, microcode = 72 } }, or minimum_tcb = "any"',
+    ),
+    "debug": (
+        '"refused", or "allowed": a guest with debugging on, whose memory its host can read.',
+        'debug = "refused"',
+    ),
+    "migration": ('"refused", or "allowed": a guest that a migration agent may move.', 'migration = "refused"'),
+    "vmpl": ('Privilege levels (0 to 3) from which the SNP report may come, or "any".', 'vmpl = [0], or vmpl = "any"'),
+    "platform_set": (
+        'SNP platform flags that have to be set: a list, or "any".',
+        'platform_set = ["tsme"], or platform_set = "any"',
+    ),
+    "platform_clear": (
+        'SNP platform flags that must not be set: a list, or "any".',
+        'platform_clear = ["smt"], or platform_clear = "any"',
+    ),
+    "chips": (
+        'Accepted processors: a list of SNP chip ids, 128 hexadecimal digits each, or "any".',
+        'chips = ["<128 hexadecimal digits>"], or chips = "any"',
+    ),
+    "pcrs": (
+        'Values that registers of the vTPM must have, where the evidence has to come from one; or "any".',
+        'pcrs = { 4 = "<64 hexadecimal digits>" }, or pcrs = "any"',
+    ),
+    "tdx_status": (
+        'Accepted verdicts of Intel on a TDX platform: a list like "UpToDate", or "any".',
+        'tdx_status = ["UpToDate"], or tdx_status = "any"',
+    ),
+    "cpu_revocation": (
+        '"required": the CPU\'s certificates were checked against a current list of revoked ones. "optional".',
+        'cpu_revocation = "required", or cpu_revocation = "optional"',
     ),
     "gpu": (
-        '"required": GPUs have to be attested. "none": no GPU is expected.',
-        'gpu = "required", or gpu = "none" where no GPU is expected',
+        'How many GPUs have to be attested: a number, "required" (at least one), or "none" (no GPU is expected).',
+        'gpu = "required", a number, or gpu = "none" where no GPU is expected',
+    ),
+    "gpu_architecture": (
+        'Accepted architectures: a list of "hopper", "blackwell", or "any".',
+        'gpu_architecture = ["hopper"], or gpu_architecture = "any"',
     ),
     "cc_mode": (
         'Accepted confidential-computing modes of the GPUs: "on", "off", "devtools", or "none" (there is no GPU).',
         'cc_mode = ["on"], or cc_mode = ["none"] where there is no GPU',
+    ),
+    "gpu_driver": (
+        'Accepted driver versions: a list of exact ones and of ">=" with the oldest, or "any".',
+        'gpu_driver = [">=550.90.07"], or gpu_driver = "any"',
+    ),
+    "gpu_vbios": (
+        'Accepted VBIOS versions: a list of exact ones and of ">=" with the oldest, or "any".',
+        'gpu_vbios = [">=96.00.9F.00.01"], or gpu_vbios = "any"',
+    ),
+    "gpu_rims": (
+        '"required": each GPU\'s measurements agree with NVIDIA\'s manifests of driver and VBIOS. "optional".',
+        'gpu_rims = "required", or gpu_rims = "optional"',
+    ),
+    "gpu_revocation": (
+        '"required": NVIDIA\'s OCSP answers are there for every GPU certificate that needs one. "optional".',
+        'gpu_revocation = "required", or gpu_revocation = "optional"',
     ),
     "configuration": (
         'Accepted SHA-256 of the backend\'s configuration: a list of 64 hexadecimal digits each, or "any".',
@@ -56,6 +114,7 @@ class PolicyFile:
 
     def __init__(self, source: bytes | PathLike[str]) -> None:
         self._values = _load(source)
+        self._folder = Path() if isinstance(source, bytes) else Path(source).parent
         unknown = sorted(self._values.keys() - KEYS.keys())
         if unknown:
             near = difflib.get_close_matches(unknown[0], KEYS, 1)
@@ -91,6 +150,63 @@ class PolicyFile:
     def is_word(self, key: str, word: str) -> bool:
         """Whether the value is this word instead of a list."""
         return self._values[key] == word
+
+    def measurements(self, key: str) -> frozenset[bytes] | Literal["any"]:
+        """`any`, a list of 48-byte hashes, or a release file with the key that has to have signed it."""
+        value = self._values[key]
+        if not isinstance(value, dict):
+            return self.digests(key, 48)
+        if value.keys() != {"release", "key"} or not isinstance(value["release"], str):
+            raise _unusable(key)
+        return release.load(self._folder / value["release"], _digest(f"{key}.key", value["key"], 32))
+
+    def choices(self, key: str, choices: Collection[str]) -> frozenset[str] | Literal["any"]:
+        """`any`, or a list of words of a closed set."""
+        return "any" if self._values[key] == "any" else self.words(key, choices)
+
+    def numbers(self, key: str, largest: int) -> frozenset[int] | Literal["any"]:
+        """`any`, or a list of numbers from 0 to `largest`, not empty."""
+        value = self._values[key]
+        if value == "any":
+            return "any"
+        if not isinstance(value, list) or not value:
+            raise _unusable(key)
+        return frozenset(_number(key, item, largest) for item in value)
+
+    def count(self, key: str, words: Collection[str], largest: int) -> int | str:
+        """One of a closed set of words, or a number from 1 to `largest`."""
+        value = self._values[key]
+        if type(value) is int and value > 0:
+            return _number(key, value, largest)
+        return self.word(key, words)
+
+    def levels(
+        self, key: str, lines: Mapping[str, Collection[str]]
+    ) -> Mapping[str, Mapping[str, int]] | Literal["any"]:
+        """`any`, or a table of a closed set of names, each of which has a table of levels from 0 to 255."""
+        value = self._values[key]
+        if value == "any":
+            return "any"
+        if not isinstance(value, dict) or not value:
+            raise _unusable(key)
+        found: dict[str, dict[str, int]] = {}
+        for line, levels in value.items():
+            components = lines[_choice(key, line, lines)]
+            if not isinstance(levels, dict) or not levels:
+                raise _unusable(key)
+            found[line] = {_choice(key, name, components): _number(key, level, 255) for name, level in levels.items()}
+        return found
+
+    def registers(self, key: str) -> Mapping[int, bytes] | Literal["any"]:
+        """`any`, or a table from PCR numbers to 32-byte hashes."""
+        value = self._values[key]
+        if value == "any":
+            return "any"
+        if not isinstance(value, dict) or not value:
+            raise _unusable(key)
+        if not all(re.fullmatch("[0-9]|1[0-9]|2[0-3]", index) for index in value):
+            raise PolicyFileError(f"the policy's {key!r} names a register that is not 0 to 23")
+        return {int(index): _digest(f"{key}.{index}", hash_, 32) for index, hash_ in value.items()}
 
     def seconds(self, key: str) -> int:
         """A number of seconds."""
@@ -148,31 +264,44 @@ def _digest(key: str, value: object, size: int) -> bytes:
     return bytes.fromhex(value)
 
 
+def _number(key: str, value: object, largest: int) -> int:
+    if type(value) is not int or not 0 <= value <= largest:
+        raise PolicyFileError(f"the policy's {key!r} has a value that is not a number from 0 to {largest}")
+    return value
+
+
 def _unusable(key: str) -> PolicyFileError:
     return PolicyFileError(f"the policy's {key!r} has a value of a wrong kind, or an empty one. Write: {KEYS[key][1]}")
 
 
-Value = str | int | Iterable[str] | Iterable[bytes] | Mapping[str, bytes]
+Value = str | int | Iterable[str] | Iterable[int] | Iterable[bytes] | Mapping[Any, Any]
 
 
 def render(values: Mapping[str, Value]) -> str:
     """A policy file with a comment over every key. `values` has every key of `KEYS`."""
     lines = ["# What this client requires of a backend before it sends anything. Every key has to be here."]
-    # `models` is last in KEYS: it may be a table, and a table swallows the keys that follow it.
+    # `models` is last in KEYS: as a table of its own it would swallow the keys that follow it.
     for key, (comment, _) in KEYS.items():
         lines += ["", f"# {comment}"]
         value = values[key]
-        if isinstance(value, Mapping):
+        if key == "models" and isinstance(value, Mapping):
             lines.append(f"[{key}]")
-            lines += [f"{_quote(name)} = {_quote(root.hex())}" for name, root in sorted(value.items())]
-        elif isinstance(value, str):
-            lines.append(f"{key} = {_quote(value)}")
-        elif isinstance(value, int):
-            lines.append(f"{key} = {value}")
+            lines += [f"{_quote(name)} = {_write(root)}" for name, root in sorted(value.items())]
         else:
-            items = sorted(item.hex() if isinstance(item, bytes) else item for item in value)
-            lines.append(f"{key} = [{', '.join(map(_quote, items))}]")
+            lines.append(f"{key} = {_write(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _write(value: Value | bytes) -> str:
+    if isinstance(value, bytes):
+        return _quote(value.hex())
+    if isinstance(value, str):
+        return _quote(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{name} = {_write(item)}' for name, item in sorted(value.items()))} }}"
+    return f"[{', '.join(sorted(map(_write, value)))}]"
 
 
 def _quote(text: str) -> str:

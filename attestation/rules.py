@@ -13,17 +13,58 @@ T = TypeVar("T", str, bytes)
 
 
 @dataclass(frozen=True)
+class SnpFacts:
+    """Of a verified SEV-SNP report."""
+
+    product: str
+    """Milan, Genoa or Turin."""
+    tcb: Mapping[str, int]
+    """Firmware levels by component: bootloader, tee, snp, microcode, and fmc on Turin."""
+    vmpl: int
+    flags: frozenset[str]
+    """Names of the platform_info bits that are set."""
+    chip_id: bytes
+
+
+@dataclass(frozen=True)
+class TdxFacts:
+    """Of a verified TDX quote."""
+
+    status: str | None
+    """Intel's verdict, like UpToDate; None where no collateral was given."""
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """Of one verified GPU."""
+
+    architecture: str
+    driver: str
+    vbios: str
+    cc_mode: str
+    rims_checked: bool
+    revocation_checked: bool
+
+
+@dataclass(frozen=True)
 class Facts:
     """What verification has established, for the rules to judge."""
 
     provider: str
     measurement: bytes
-    gpus: int
-    """GPUs whose evidence was verified."""
     claims: Claims
     signed_at: tuple[tuple[str, int], ...]
     """Every time under the signature: its name, seconds since 1970."""
     now: float
+    debug: bool
+    migration: bool
+    cpu_revocation_checked: bool | None
+    """None: simulated evidence, whose certificate nobody could revoke."""
+    snp: SnpFacts | None
+    tdx: TdxFacts | None
+    pcrs: Mapping[int, bytes] | None
+    gpus: tuple[GpuFacts, ...]
+    """One for each GPU whose evidence was verified."""
 
 
 class Rule(Protocol):
@@ -57,33 +98,7 @@ class Measurement:
     accepted: frozenset[bytes] | Any
 
     def check(self, facts: Facts) -> None:
-        _one_of("measurement", "the launch measurement", facts.measurement, self.accepted)
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Whether GPUs have to be attested. `none`: the policy says that no GPU is expected."""
-
-    expected: Literal["none", "required"]
-
-    def check(self, facts: Facts) -> None:
-        if self.expected == "required" and facts.gpus == 0:
-            raise PolicyError(
-                "gpu",
-                'the evidence has no GPU, and the policy requires one; where none is expected write gpu = "none"',
-            )
-        if self.expected == "none" and facts.gpus != 0:
-            raise PolicyError("gpu", f"the evidence has {facts.gpus} GPUs, and the policy expects none")
-
-
-@dataclass(frozen=True)
-class CcMode:
-    """Confidential computing of the GPUs."""
-
-    accepted: frozenset[str]
-
-    def check(self, facts: Facts) -> None:
-        _one_of("cc_mode", "the GPUs' confidential-computing mode", facts.claims.cc_mode, self.accepted)
+        one_of("measurement", "the launch measurement", facts.measurement, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class Configuration:
     accepted: frozenset[bytes] | Any
 
     def check(self, facts: Facts) -> None:
-        _one_of("configuration", "the configuration's SHA-256", facts.claims.configuration_sha256, self.accepted)
+        one_of("configuration", "the configuration's SHA-256", facts.claims.configuration_sha256, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class Software:
     accepted: frozenset[str] | Any
 
     def check(self, facts: Facts) -> None:
-        _one_of("software", "the software version", facts.claims.software_version, self.accepted)
+        one_of("software", "the software version", facts.claims.software_version, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ class Replica:
     accepted: frozenset[str] | Any
 
     def check(self, facts: Facts) -> None:
-        _one_of("replica", "the replica", facts.claims.replica, self.accepted)
+        one_of("replica", "the replica", facts.claims.replica, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,7 @@ class Tls:
             raise PolicyError("tls", "the backend claims a TLS key, and the policy says that it has none")
         if key is None:
             raise PolicyError("tls", "the backend claims no TLS key, and the policy requires one of those it lists")
-        _one_of("tls", "the TLS key's SHA-256", key, self.accepted)
+        one_of("tls", "the TLS key's SHA-256", key, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -161,7 +176,7 @@ class Padding:
     accepted: frozenset[str]
 
     def check(self, facts: Facts) -> None:
-        _one_of("padding", "the padding", facts.claims.padding, self.accepted)
+        one_of("padding", "the padding", facts.claims.padding, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -197,7 +212,8 @@ class KeysAlive:
             raise PolicyError("keys_expire_at", "the claimed keys have expired; fetch new evidence")
 
 
-def _one_of(claim: str, what: str, value: T, accepted: Collection[T] | Any) -> None:
+def one_of(claim: str, what: str, value: T, accepted: Collection[T] | Any) -> None:
+    """Raises `PolicyError` where `value` is not among the accepted ones."""
     if accepted == "any" or value in accepted:
         return
     raise PolicyError(claim, f"{what} is {_show(value)}; the policy accepts {_list(accepted)}")

@@ -56,6 +56,11 @@ def _no_float(text: str) -> NoReturn:
     raise EvidenceError("a JSON number is not an integer")
 
 
+def base64_text(data: bytes) -> str:
+    """How bytes are written."""
+    return base64.b64encode(data).decode("ascii")
+
+
 class Fields:
     """One JSON object, whose fields have to be exactly `names`."""
 

@@ -113,10 +113,16 @@ def verify(
         Facts(
             provider=evidence.cpu.provider,
             measurement=report.measurement,
-            gpus=0,
             claims=claims,
             signed_at=(("claims.issued_at", claims.issued_at), ("the CPU report's issued_at", report.issued_at)),
             now=now.timestamp(),
+            debug=False,
+            migration=False,
+            cpu_revocation_checked=None,
+            snp=None,
+            tdx=None,
+            pcrs=None,
+            gpus=(),
         )
     )
     return VerifiedEvidence(

@@ -9,20 +9,18 @@ Offset  Size  Field (integers little-endian)
 """
 
 import datetime
-import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Self
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from attestation.errors import Step, VerificationError
+from attestation import certificates
+from attestation.errors import EvidenceError, Step, VerificationError
 from attestation.evidence import CpuEvidence
 
 PROVIDER = "simulated"
@@ -69,22 +67,21 @@ class SimulatedReport:
 
 def _certified_key(der: bytes, now: datetime.datetime) -> tuple[ec.EllipticCurvePublicKey, bytes]:
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        key = certificate.public_key()
-        names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        certificate = certificates.load(der, "the simulated CPU's certificate")
         certificate.verify_directly_issued_by(certificate)
-    except Exception as error:  # The library's errors for odd certificates have no common base (InvalidVersion, ...).
-        raise _wrong("the simulated CPU's certificate cannot be read, or did not sign itself") from error
-    # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.
-    if not der.endswith(b"\x00" + certificate.signature):
-        raise _wrong("the simulated CPU's certificate is not DER")
+    except EvidenceError as error:
+        raise _wrong(str(error)) from error
+    except Exception as error:  # A wrong signature, or a key type that the library does not verify.
+        raise _wrong("the simulated CPU's certificate did not sign itself") from error
+    key = certificate.public_key()
+    names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [SUBJECT]:
         raise _wrong("the certificate's subject does not say that the CPU is simulated")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise _wrong("the simulated CPU's key is not on P-384")
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise _wrong("the simulated CPU's certificate is not valid at this time; is the clock right?")
-    return key, hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    return key, certificates.spki_sha256(certificate)
 
 
 def _wrong(message: str) -> VerificationError:

@@ -1,0 +1,237 @@
+"""Each rule about hardware on both sides of its border, judged by itself; and the signed release file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from attestation import release
+from attestation.errors import EvidenceError, PolicyError, PolicyFileError
+from attestation.hardware_rules import (
+    CcMode,
+    Chips,
+    CpuRevocation,
+    Debug,
+    Gpu,
+    GpuArchitecture,
+    GpuDriver,
+    GpuRevocation,
+    GpuRims,
+    GpuVbios,
+    Migration,
+    MinimumTcb,
+    Pcrs,
+    Platform,
+    TdxStatus,
+    Vmpl,
+)
+from attestation.policy import Policy
+from attestation.rules import Facts, GpuFacts, Rule, SnpFacts, TdxFacts
+from tests.attestation.support import CLAIMS, START
+
+GPU = GpuFacts("hopper", "550.90.07", "96.00.9F.00.01", "on", rims_checked=True, revocation_checked=True)
+SNP = SnpFacts(
+    "Genoa",
+    {"bootloader": 9, "tee": 0, "snp": 23, "microcode": 72},
+    vmpl=0,
+    flags=frozenset({"smt", "tsme"}),
+    chip_id=b"\x07" * 64,
+)
+FACTS = Facts(
+    provider="sev-snp",
+    measurement=bytes(48),
+    claims=replace(CLAIMS, cc_mode="on"),
+    signed_at=(("claims.issued_at", START),),
+    now=START,
+    debug=False,
+    migration=False,
+    cpu_revocation_checked=True,
+    snp=SNP,
+    tdx=None,
+    pcrs=None,
+    gpus=(GPU, GPU),
+)
+VTPM = replace(FACTS, pcrs={4: b"\x04" * 32, 7: b"\x07" * 32})
+TDX = replace(FACTS, provider="tdx", snp=None, tdx=TdxFacts("UpToDate"))
+
+
+def snp(**changes: Any) -> Facts:
+    return replace(FACTS, snp=replace(SNP, **changes))
+
+
+def gpus(**changes: Any) -> Facts:
+    """The second of two is different: a rule that looks at the first only would pass."""
+    return replace(FACTS, gpus=(GPU, replace(GPU, **changes)))
+
+
+def levels(**changes: int) -> MinimumTcb:
+    return MinimumTcb({"Genoa": {"bootloader": 9, "tee": 0, "snp": 23, "microcode": 72} | changes})
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts"),
+    [
+        (levels(), FACTS),
+        (levels(snp=22), FACTS),
+        (MinimumTcb("any"), snp(product="Turin")),
+        (levels(), TDX),
+        (Debug("refused"), FACTS),
+        (Debug("allowed"), replace(FACTS, debug=True)),
+        (Migration("allowed"), replace(FACTS, migration=True)),
+        (Vmpl(frozenset({0, 1})), snp(vmpl=1)),
+        (Vmpl("any"), snp(vmpl=3)),
+        (Platform(frozenset({"tsme"}), frozenset({"tio"})), FACTS),
+        (Platform("any", "any"), FACTS),
+        (Chips(frozenset({b"\x07" * 64})), FACTS),
+        (Chips("any"), FACTS),
+        (Pcrs({4: b"\x04" * 32}), VTPM),
+        (Pcrs("any"), FACTS),
+        (TdxStatus(frozenset({"UpToDate"})), TDX),
+        (TdxStatus(frozenset({"UpToDate"})), FACTS),
+        (TdxStatus("any"), replace(TDX, tdx=TdxFacts(None))),
+        (CpuRevocation("required"), FACTS),
+        (CpuRevocation("required"), replace(FACTS, cpu_revocation_checked=None)),
+        (CpuRevocation("optional"), replace(FACTS, cpu_revocation_checked=False)),
+        (Gpu("none"), replace(FACTS, gpus=())),
+        (Gpu("required"), FACTS),
+        (Gpu(2), FACTS),
+        (GpuArchitecture(frozenset({"hopper"})), FACTS),
+        (GpuArchitecture("any"), gpus(architecture="blackwell")),
+        (CcMode(frozenset({"on"})), FACTS),
+        (GpuDriver(frozenset({"550.90.07"})), FACTS),
+        (GpuDriver(frozenset({">=535.86", "1"})), FACTS),
+        (GpuDriver(frozenset({">= 550.90.7"})), FACTS),
+        (GpuDriver(frozenset({">=99.1"})), FACTS),
+        (GpuVbios(frozenset({">=96.00.5E.00.01"})), FACTS),
+        (GpuVbios("any"), gpus(vbios="odd")),
+        (GpuRims("required"), FACTS),
+        (GpuRims("optional"), gpus(rims_checked=False)),
+        (GpuRevocation("required"), FACTS),
+        (GpuRevocation("optional"), gpus(revocation_checked=False)),
+    ],
+)
+def test_accepted(rule: Rule, facts: Facts) -> None:
+    rule.check(facts)
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "claim"),
+    [
+        (levels(snp=24), FACTS, "minimum_tcb"),
+        (levels(microcode=73), FACTS, "minimum_tcb"),
+        (levels(fmc=0), FACTS, "minimum_tcb"),
+        (levels(), snp(product="Milan"), "minimum_tcb"),
+        (MinimumTcb({}), FACTS, "minimum_tcb"),
+        (Debug("refused"), replace(FACTS, debug=True), "debug"),
+        (Debug("refused"), replace(TDX, debug=True), "debug"),
+        (Migration("refused"), replace(FACTS, migration=True), "migration"),
+        (Vmpl(frozenset({0})), snp(vmpl=1), "vmpl"),
+        (Vmpl(frozenset()), FACTS, "vmpl"),
+        (Platform(frozenset({"tsme", "ecc"}), "any"), FACTS, "platform_set"),
+        (Platform("any", frozenset({"smt"})), FACTS, "platform_clear"),
+        (Chips(frozenset({b"\x08" * 64})), FACTS, "chips"),
+        (Chips(frozenset()), FACTS, "chips"),
+        (Pcrs({4: b"\x05" * 32}), VTPM, "pcrs"),
+        (Pcrs({4: b"\x04" * 32, 8: bytes(32)}), VTPM, "pcrs"),
+        (Pcrs({4: b"\x04" * 32}), FACTS, "pcrs"),
+        (TdxStatus(frozenset({"UpToDate"})), replace(TDX, tdx=TdxFacts("OutOfDate")), "tdx_status"),
+        (TdxStatus(frozenset({"UpToDate"})), replace(TDX, tdx=TdxFacts(None)), "tdx_status"),
+        (CpuRevocation("required"), replace(FACTS, cpu_revocation_checked=False), "cpu_revocation"),
+        (Gpu("none"), FACTS, "gpu"),
+        (Gpu("required"), replace(FACTS, gpus=()), "gpu"),
+        (Gpu(1), FACTS, "gpu"),
+        (Gpu(3), FACTS, "gpu"),
+        (GpuArchitecture(frozenset({"hopper"})), gpus(architecture="blackwell"), "gpu_architecture"),
+        (CcMode(frozenset({"on"})), gpus(cc_mode="devtools"), "cc_mode"),
+        (CcMode(frozenset({"on"})), gpus(cc_mode="off"), "cc_mode"),
+        (CcMode(frozenset({"on"})), replace(FACTS, claims=CLAIMS), "cc_mode"),
+        (GpuDriver(frozenset({"550.90.07"})), gpus(driver="550.90.08"), "gpu_driver"),
+        (GpuDriver(frozenset({">=550.90.08"})), FACTS, "gpu_driver"),
+        (GpuDriver(frozenset({">=550.90.07.1"})), FACTS, "gpu_driver"),
+        (GpuDriver(frozenset({">="})), FACTS, "gpu_driver"),
+        (GpuDriver(frozenset({">=1"})), gpus(driver=""), "gpu_driver"),
+        (GpuDriver(frozenset({">=1"})), gpus(driver="newest"), "gpu_driver"),
+        (GpuDriver(frozenset()), FACTS, "gpu_driver"),
+        (GpuVbios(frozenset({">=96.00.9F.00.02"})), FACTS, "gpu_vbios"),
+        (GpuVbios(frozenset({">=96.00.5E.00.01"})), gpus(vbios="96.00.30.00.01"), "gpu_vbios"),
+        (GpuRims("required"), gpus(rims_checked=False), "gpu_rims"),
+        (GpuRevocation("required"), gpus(revocation_checked=False), "gpu_revocation"),
+    ],
+)
+def test_refused(rule: Rule, facts: Facts, claim: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        rule.check(facts)
+    assert (refused.value.claim, refused.value.code) == (claim, f"policy.{claim}")
+
+
+def test_every_rule_of_a_policy_is_evaluated() -> None:
+    """Each field of the policy in turn refuses: none of them is left out."""
+
+    class Refuses:
+        def check(self, facts: Facts) -> None:
+            raise PolicyError("this one", "always")
+
+    from dataclasses import fields
+
+    accepts = Policy.default(frozenset({bytes(48)}))
+    accepts.evaluate(FACTS)
+    for field in fields(Policy):
+        with pytest.raises(PolicyError, match="always"):
+            replace(accepts, **{field.name: Refuses()}).evaluate(FACTS)
+
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+MEASUREMENTS = frozenset({b"\x01" * 48, b"\x02" * 48})
+
+
+def test_a_policy_takes_measurements_from_a_signed_release(tmp_path: Path) -> None:
+    (tmp_path / "release.json").write_bytes(release.sign("0.1.0", MEASUREMENTS, KEY))
+    path = tmp_path / "policy.toml"
+    text = Policy.default(frozenset({bytes(48)})).to_toml()
+    stated = f'measurement = {{ release = "release.json", key = "{PUBLIC.hex()}" }}'
+    path.write_text(text.replace(f'measurement = ["{"00" * 48}"]', stated))
+    assert Policy.from_toml(path).measurement.accepted == MEASUREMENTS
+    path.write_text(path.read_text().replace(PUBLIC.hex(), "00" * 32))
+    with pytest.raises(PolicyFileError, match="signature"):
+        Policy.from_toml(path)
+    (tmp_path / "release.json").unlink()
+    with pytest.raises(PolicyFileError, match="cannot be read"):
+        Policy.from_toml(path)
+
+
+def test_every_changed_byte_of_a_release_is_refused() -> None:
+    data = release.sign("0.1.0", MEASUREMENTS, KEY)
+    assert release.parse(data, PUBLIC) == MEASUREMENTS
+    for at in range(len(data)):
+        for changed in (data[:at], data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]):
+            with pytest.raises(EvidenceError):
+                release.parse(changed, PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"measurements": []},
+        {"measurements": ["00" * 47]},
+        {"measurements": ["0A" * 48]},
+        {"measurements": "00" * 48},
+        {"version": 2},
+        {"type": "cloister-evidence"},
+        {"name": ""},
+        {"more": 1},
+    ],
+)
+def test_a_validly_signed_release_that_says_something_else(change: dict[str, Any]) -> None:
+    from attestation import strict
+
+    said = {"type": "cloister-release", "version": 1, "name": "0.1.0", "measurements": ["00" * 48]}
+    body = json.dumps(said | change, sort_keys=True, separators=(",", ":")).encode()
+    signature = KEY.sign(b"cloister release v1\x00" + body)
+    data = strict.encode({"release": strict.base64_text(body), "signature": strict.base64_text(signature)})
+    with pytest.raises(EvidenceError):
+        release.parse(data, PUBLIC)
