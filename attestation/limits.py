@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Limits:
     """Bounds on an evidence document. Sizes in bytes; of what travels as base64, after decoding."""
 
-    document: int = 1024 * 1024
+    document: int = 4 * 1024 * 1024
     """The whole document."""
     claims: int = 256 * 1024
     key_configurations: int = 64 * 1024
@@ -28,6 +28,14 @@ class Limits:
     """One DER certificate."""
     gpu: int = 256 * 1024
     """The bundle of the GPUs' evidence."""
+    tdx_collateral: int = 512 * 1024
+    """Intel's collateral for one platform; real ones have 20 KiB."""
+    runtime_data: int = 32 * 1024
+    """What Azure's paravisor hashes into a report; real ones have 1.2 KiB."""
+    collateral: int = 512 * 1024
+    """One piece of collateral; NVIDIA's manifests have about 25 KB, AMD's lists 2 KB."""
+    rims: int = 32
+    ocsp: int = 64
     policy: int = 1024 * 1024
     """A policy file, or a release file."""
     release_measurements: int = 256

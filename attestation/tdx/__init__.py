@@ -1,0 +1,1 @@
+"""Intel TDX: quotes, their verification, and the device that makes them."""

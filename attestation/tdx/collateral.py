@@ -1,0 +1,118 @@
+"""Appraisal of a quote against Intel's collateral, by `dcap-qvl` (the extra `tdx`). Pure: everything is an argument.
+
+The collateral is one JSON object with nine strings, as Intel's caching services and `dcap-qvl` write it: TCB info, QE
+identity, two CRLs, and the signatures and issuer chains of these; the binary ones are in hexadecimal.
+"""
+
+import datetime
+import json
+from dataclasses import dataclass
+
+from attestation.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from attestation.limits import LIMITS, Limits
+from attestation.tdx.quote import TdxQuote
+
+_TEXTS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain", "qe_identity")
+_OCTETS = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
+_UNNEEDED = frozenset({"pck_certificate_chain"})
+"""Some services add it. The chain is in the quote, and a second one must not stand in for it."""
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """What Intel says about the platform at a given time."""
+
+    tcb_status: str
+    """The worse of platform and quoting enclave: UpToDate, SWHardeningNeeded, ConfigurationNeeded,
+    ConfigurationAndSWHardeningNeeded, OutOfDate, OutOfDateConfigurationNeeded."""
+    advisory_ids: tuple[str, ...]
+    tcb_evaluation: int
+    """The number of Intel's TCB evaluation data set: it rises with every recovery event."""
+    valid_until: datetime.datetime
+    """When the first part of the collateral expires."""
+
+
+def appraise(
+    data: bytes, quote: TdxQuote, collateral: bytes, *, root: bytes, now: datetime.datetime, limits: Limits = LIMITS
+) -> Appraisal:
+    """Appraises `quote`, parsed from `data`, at `now`. `root` is the root certificate that has been matched against
+    the pins, DER: the collateral has to chain to it, whatever root the library brings.
+
+    Raises `EvidenceError` for malformed collateral, `VerificationError` where the collateral is not valid at `now`, not
+    signed under `root`, revokes the platform's certificate, or knows no level for the platform; `UnsupportedError`
+    where `dcap-qvl` is not installed.
+    """
+    fields = _fields(collateral, limits)
+    try:
+        import dcap_qvl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise UnsupportedError(
+            Step.CPU_REPORT, "appraising a TDX quote with collateral needs dcap-qvl: pip install 'cloister[tdx]'"
+        ) from error
+    seconds = int(now.timestamp())
+    try:
+        verifier = dcap_qvl.QuoteVerifier(root)
+        claims = json.loads(
+            verifier.verify_with_policy(
+                data, dcap_qvl.QuoteCollateralV3(**fields), seconds, dcap_qvl.QuotePolicy.claims_only(seconds)
+            ).to_json()
+        )
+        appraisal = Appraisal(
+            tcb_status=str(claims["tcb"]["status"]),
+            advisory_ids=tuple(str(advisory) for advisory in claims["tcb"]["advisory_ids"]),
+            tcb_evaluation=int(claims["tcb"]["eval_data_number"]),
+            valid_until=datetime.datetime.fromtimestamp(
+                min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]), datetime.UTC
+            ),
+        )
+        (seen,) = claims["report"].values()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # A panic of the Rust code is no Exception.
+        raise _wrong(f"the collateral does not carry the quote at {now:%Y-%m-%d}: {_words(error)}") from error
+    # The library parses the quote by itself; what it appraised has to be what was parsed here.
+    if (seen["mr_td"], seen["report_data"]) != (quote.td.mrtd.hex(), quote.td.report_data.hex()):
+        raise _wrong("the appraisal is about another quote")
+    if appraisal.tcb_status == "Revoked":
+        raise VerificationError(Step.CPU_REPORT, "tdx.revoked", "Intel has revoked the platform's TCB level")
+    return appraisal
+
+
+def _fields(collateral: bytes, limits: Limits) -> dict[str, str | bytes]:
+    if len(collateral) > limits.tdx_collateral:
+        raise EvidenceError(f"the TDX collateral has {len(collateral)} bytes, more than {limits.tdx_collateral}")
+    try:
+        value = json.loads(collateral.decode("utf-8"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise EvidenceError("the TDX collateral is not JSON that can be read") from error
+    if not isinstance(value, dict):
+        raise EvidenceError("the TDX collateral is not a JSON object")
+    if value.keys() - _UNNEEDED != {*_TEXTS, *_OCTETS}:
+        raise EvidenceError(f"the TDX collateral does not have the fields {', '.join(sorted((*_TEXTS, *_OCTETS)))}")
+    fields: dict[str, str | bytes] = {}
+    for name in (*_TEXTS, *_OCTETS):
+        text = value[name]
+        if not isinstance(text, str):
+            raise EvidenceError(f"the TDX collateral's {name} is not a string")
+        try:
+            text.encode("utf-8")  # JSON can name half a surrogate pair.
+            fields[name] = bytes.fromhex(text) if name in _OCTETS else text
+        except ValueError as error:
+            raise EvidenceError(f"the TDX collateral's {name} cannot be read") from error
+    return fields
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise EvidenceError("the TDX collateral has the same field twice")
+    return result
+
+
+def _words(error: BaseException) -> str:
+    """The library's reason, in one line that cannot steer a terminal."""
+    return "".join(letter if " " <= letter <= "~" else " " for letter in str(error))[:200]
+
+
+def _wrong(message: str) -> VerificationError:
+    return VerificationError(Step.CPU_REPORT, "tdx.collateral", message)
