@@ -8,8 +8,10 @@ from typing import Protocol
 
 from attestation.binding import NONCE_SIZE, NonceTree, gpu_nonce, report_data
 from attestation.errors import CollectionError
-from attestation.evidence import NO_GPUS, Claims, CpuEvidence, Evidence, NonceProof
+from attestation.evidence import NO_GPUS, Claims, Collateral, CpuEvidence, Evidence, NonceProof
 from attestation.limits import LIMITS
+
+_NONCES = b'"nonces":'
 
 
 class CpuDevice(Protocol):
@@ -38,34 +40,54 @@ class NoGpus:
         return NO_GPUS
 
 
-class Round:
-    """One round of collection. Every nonce of it gets a document; all share one report."""
+class Endorsements(Protocol):
+    """What the vendors signed about these devices. Never fetches: it gives what a background task has fetched."""
 
-    def __init__(self, nonces: Sequence[bytes], tree: NonceTree, claims: bytes, cpu: CpuEvidence, gpu: bytes) -> None:
+    def collateral(self, cpu: CpuEvidence, gpu: bytes) -> Collateral:
+        """For one CPU's evidence and one GPU bundle. Raises `CollectionError` where it is not there yet."""
+
+
+class NoEndorsements:
+    """For devices that no vendor signs anything about: simulated ones."""
+
+    def collateral(self, cpu: CpuEvidence, gpu: bytes) -> Collateral:
+        """Nothing."""
+        return Collateral()
+
+
+class Round:
+    """One round of collection. Every nonce of it gets a document; all share one report, and all but the proof."""
+
+    def __init__(self, nonces: Sequence[bytes], tree: NonceTree, evidence: Evidence) -> None:
         self._places = {nonce: place for place, nonce in enumerate(nonces)}
         self._tree = tree
-        self._claims = claims
-        self._cpu = cpu
-        self._gpu = gpu
+        # No string of a canonical document has quotes in it, so this occurs once.
+        self._before, _, rest = evidence.encode().partition(_NONCES)
+        self._after = rest[rest.index(b"}") :]
 
     def __repr__(self) -> str:
         return f"Round({self._tree.size} nonces)"
 
-    def document(self, nonce: bytes) -> bytes:
-        """The evidence document for one nonce of the round."""
+    def pieces(self, nonce: bytes) -> tuple[bytes, bytes, bytes]:
+        """The document in three pieces, the first and last shared by the whole round. Raises `CollectionError`."""
         place = self._places.get(nonce)
         if place is None:
             raise CollectionError("this nonce was not in the round")
-        proof = NonceProof(self._tree.root, place, self._tree.size, self._tree.path(place))
-        return Evidence(self._claims, proof, self._cpu, self._gpu).encode()
+        proof = NonceProof(self._tree.root, place, self._tree.size, self._tree.path(place)).encode()
+        return self._before, _NONCES + proof[:-1], self._after
+
+    def document(self, nonce: bytes) -> bytes:
+        """The evidence document for one nonce of the round. Raises `CollectionError`."""
+        return b"".join(self.pieces(nonce))
 
 
 class Collector:
     """Collects rounds of evidence."""
 
-    def __init__(self, cpu: CpuDevice, gpus: GpuDevices) -> None:
+    def __init__(self, cpu: CpuDevice, gpus: GpuDevices, endorsements: Endorsements) -> None:
         self._cpu = cpu
         self._gpus = gpus
+        self._endorsements = endorsements
 
     def collect(self, claims: Claims, nonces: Sequence[bytes]) -> Round:
         """One report for all these nonces; a nonce given twice counts once. Raises `AttestationError`."""
@@ -76,4 +98,5 @@ class Collector:
         tree = NonceTree(asked)
         gpu = self._gpus.collect(gpu_nonce(tree.root, encoded))
         cpu = self._cpu.report(report_data(tree.root, encoded, gpu))
-        return Round(asked, tree, encoded, cpu, gpu)
+        proof = NonceProof(tree.root, 0, tree.size, tree.path(0))
+        return Round(asked, tree, Evidence(encoded, proof, cpu, gpu, self._endorsements.collateral(cpu, gpu)))

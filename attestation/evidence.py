@@ -35,6 +35,7 @@ _CLAIMS = frozenset(
 _DOCUMENT = frozenset({"type", "version", "claims", "nonces", "cpu", "gpu", "collateral"})
 _NONCES = frozenset({"root", "index", "size", "path"})
 _CPU = frozenset({"provider", "report", "certificates"})
+_COLLATERAL = frozenset({"crls", "ocsp", "rims", "tdx"})
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,19 @@ class NonceProof:
     size: int
     path: tuple[bytes, ...]
 
+    def value(self) -> dict[str, object]:
+        """As it stands in a document."""
+        return {
+            "root": strict.base64_text(self.root),
+            "index": self.index,
+            "size": self.size,
+            "path": [strict.base64_text(node) for node in self.path],
+        }
+
+    def encode(self) -> bytes:
+        """The canonical bytes."""
+        return strict.encode(self.value())
+
 
 @dataclass(frozen=True)
 class CpuEvidence:
@@ -166,6 +180,21 @@ class CpuEvidence:
     provider: str
     report: bytes
     certificates: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Collateral:
+    """What vendors signed about the devices, so that a client can verify offline. Nothing of it is secret or bound to
+    the nonce: each is judged by its own signature and dates."""
+
+    crls: tuple[bytes, ...] = ()
+    """Lists of revoked CPU certificates, DER."""
+    rims: tuple[bytes, ...] = ()
+    """Reference integrity manifests of the GPUs' drivers and VBIOSes, XML."""
+    ocsp: tuple[bytes, ...] = ()
+    """OCSP answers about the GPUs' certificates and the manifests' signers, DER."""
+    tdx: bytes | None = None
+    """Intel's collateral for a TDX quote, JSON."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +207,7 @@ class Evidence:
     cpu: CpuEvidence
     gpu: bytes
     """Exactly the bytes of the GPU evidence bundle that were hashed."""
+    collateral: Collateral = Collateral()
 
     def encode(self) -> bytes:
         """The document's bytes."""
@@ -186,19 +216,19 @@ class Evidence:
                 "type": "cloister-evidence",
                 "version": 1,
                 "claims": strict.base64_text(self.claims),
-                "nonces": {
-                    "root": strict.base64_text(self.nonces.root),
-                    "index": self.nonces.index,
-                    "size": self.nonces.size,
-                    "path": [strict.base64_text(node) for node in self.nonces.path],
-                },
+                "nonces": self.nonces.value(),
                 "cpu": {
                     "provider": self.cpu.provider,
                     "report": strict.base64_text(self.cpu.report),
                     "certificates": [strict.base64_text(certificate) for certificate in self.cpu.certificates],
                 },
                 "gpu": strict.base64_text(self.gpu),
-                "collateral": {},
+                "collateral": {
+                    "crls": [strict.base64_text(crl) for crl in self.collateral.crls],
+                    "rims": [strict.base64_text(rim) for rim in self.collateral.rims],
+                    "ocsp": [strict.base64_text(answer) for answer in self.collateral.ocsp],
+                    "tdx": None if self.collateral.tdx is None else strict.base64_text(self.collateral.tdx),
+                },
             }
         )
 
@@ -208,13 +238,30 @@ class Evidence:
         fields = strict.Fields(strict.decode(data, "the document", limits.document), "document", _DOCUMENT)
         fields.constant("type", "cloister-evidence")
         fields.constant("version", 1)
-        strict.Fields(fields.raw("collateral"), "collateral", frozenset())
         return cls(
             claims=fields.octets("claims", limits.claims),
             nonces=_nonces(fields.raw("nonces"), limits),
             cpu=_cpu(fields.raw("cpu"), limits),
             gpu=fields.octets("gpu", limits.gpu),
+            collateral=_collateral(fields.raw("collateral"), limits),
         )
+
+
+def _collateral(value: object, limits: Limits) -> Collateral:
+    fields = strict.Fields(value, "collateral", _COLLATERAL)
+
+    def one(item: object, where: str) -> bytes:
+        found = strict.octets(item, where, limits.collateral)
+        if not found:
+            raise EvidenceError(f"{where} is empty")
+        return found
+
+    return Collateral(
+        crls=fields.items("crls", limits.certificates, one),
+        rims=fields.items("rims", limits.rims, one),
+        ocsp=fields.items("ocsp", limits.ocsp, one),
+        tdx=None if fields.raw("tdx") is None else one(fields.raw("tdx"), "collateral.tdx"),
+    )
 
 
 def _nonces(value: object, limits: Limits) -> NonceProof:

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvicorn
 from aiohttp import web
 
-from attestation.collect import Collector, NoGpus
+from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.simulated.device import SimulatedCpu
 from benchmarks import load, stats
 from benchmarks.load import Arm, Sample
@@ -81,7 +81,7 @@ def _gateway(path: str, port: int) -> None:
             padding=config.channel.padding,
             lifecycle=Lifecycle(Step.SERVING),
             keys=keys,
-            evidence=EvidenceService(Collector(SimulatedCpu(), NoGpus()), lambda: NotImplemented),
+            evidence=EvidenceService(Collector(SimulatedCpu(), NoGpus(), NoEndorsements()), lambda: NotImplemented),
             admission=admission,
             sealed=sealed,
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from attestation.collect import Collector, NoGpus
+from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.errors import AttestationError
 from attestation.evidence import Claims, ModelClaim
 from attestation.policy import Policy
@@ -62,7 +62,9 @@ class Backend:
         self._manifests = {model.id: _manifest(model, self._folders[model.id]) for model in config.models}
         self._keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
         self._tls, self._spki = _tls(config)
-        self._evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus()), self._claims)
+        self._evidence = EvidenceService(
+            Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), self._claims
+        )
         self._engines: list[Engine] = []
 
     async def run(self) -> bool:

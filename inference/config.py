@@ -82,8 +82,16 @@ class Channel(_Section):
 class Evidence(_Section):
     """Which hardware signs the evidence."""
 
-    cpu: Literal["simulated"]
-    """Real hardware comes with a later release; until then everything but "simulated" is refused."""
+    cpu: Literal["simulated", "sev-snp", "sev-snp-vtpm", "tdx"]
+    """"simulated" proves nothing and clients refuse it unless told. "sev-snp-vtpm": behind Azure's paravisor."""
+    gpus: Literal["none", "nvidia"]
+    """"nvidia": every GPU of the machine is attested, and set ready only after this backend verified its evidence."""
+    interval_s: float = Field(default=1.0, ge=0)
+    """Between the starts of two hardware reports; clients that ask meanwhile share the next."""
+    round_nonces: int = Field(default=8192, ge=1, le=65_536)
+    """Clients' nonces that one report serves; one more is answered 503."""
+    max_clients: int = Field(default=16_384, ge=1)
+    """Clients that wait for evidence or read it."""
 
 
 class Engines(_Section):

@@ -1,6 +1,5 @@
 """The outer routes. What each may answer in the clear is a fixed text (`failures`), public keys or evidence."""
 
-import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,13 +12,12 @@ from inference.channel.exchange import EhbpOpening, OhttpOpening
 from inference.channel.padding import Padding
 from inference.gateway import failures
 from inference.gateway.admission import MODELS_PATH, ROUTES, Admission
-from inference.gateway.evidence import EvidenceService, EvidenceUnavailable
+from inference.gateway.evidence import EvidenceService
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import WAITS_FOR, Lifecycle
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
-_NONCE = re.compile("[0-9a-f]{64}")
 _MEDIA = {media.request: media for media in (ohttp.CHUNKED, ohttp.WHOLE)}
 # Forwarded from EHBP's clear headers: the caller's key. The body's type is fixed.
 _EHBP_FIELDS = (b"authorization", b"x-api-key")
@@ -54,18 +52,6 @@ def create_gateway(
         body = {"step": lifecycle.step, "waits_for": WAITS_FOR[lifecycle.step]}
         return JSONResponse(body, 200 if lifecycle.serving else 503, _NO_STORE)
 
-    @app.get("/.well-known/attestation")
-    async def attestation(nonce: str = "") -> Response:
-        if not _NONCE.fullmatch(nonce):
-            return failures.BAD_NONCE.response()
-        if not lifecycle.evidence_ready:
-            return failures.NO_EVIDENCE.response()
-        try:
-            document = await evidence.document(bytes.fromhex(nonce))
-        except EvidenceUnavailable:
-            return failures.NO_EVIDENCE.response()
-        return Response(document, 200, _NO_STORE, "application/json")
-
     @app.get(GATEWAY_PATH)
     @app.get(f"{GATEWAY_PATH}/{replica}")
     async def ohttp_keys() -> Response:
@@ -79,6 +65,12 @@ def create_gateway(
     @app.get(MODELS_PATH)
     async def models() -> dict[str, Any]:
         return admission.model_list
+
+    async def attestation(scope: Scope, receive: Receive, send: Send) -> None:
+        if lifecycle.evidence_ready:
+            await evidence.handle(scope, receive, send)
+        else:
+            await failures.NO_EVIDENCE.response()(scope, receive, send)
 
     async def ohttp_gateway(scope: Scope, receive: Receive, send: Send) -> None:
         content_type = _header(scope, b"content-type").partition(b";")[0].strip().lower()
@@ -104,13 +96,12 @@ def create_gateway(
             )
 
     # Past FastAPI, whose routing and middleware cost more than opening and sealing do (benchmarks/NOTES.md).
-    hot = dict.fromkeys(ROUTES, ehbp_or_refuse) | dict.fromkeys(
-        (GATEWAY_PATH, f"{GATEWAY_PATH}/{replica}"), ohttp_gateway
-    )
+    hot = {("POST", path): ehbp_or_refuse for path in ROUTES}
+    hot |= {("POST", path): ohttp_gateway for path in (GATEWAY_PATH, f"{GATEWAY_PATH}/{replica}")}
+    hot["GET", "/.well-known/attestation"] = attestation
 
     async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
-        handler = hot.get(scope["path"]) if scope["method"] == "POST" else None
-        await (handler or app)(scope, receive, send)
+        await (hot.get((scope["method"], scope["path"])) or app)(scope, receive, send)
 
     return gateway
 

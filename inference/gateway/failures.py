@@ -54,6 +54,7 @@ BUSY = Problem(503, "All request slots are taken. Try again shortly.", retry_aft
 NOT_READY = Problem(503, "The backend is not serving yet; /readyz tells its step.", retry_after_s=RETRY_AFTER_S)
 BAD_NONCE = Problem(400, "A nonce of 64 lower-case hexadecimal digits is required: ?nonce=<64 hex digits>.")
 NO_EVIDENCE = Problem(503, "Evidence is not available; /readyz tells the step.", retry_after_s=RETRY_AFTER_S)
+EVIDENCE_BUSY = Problem(503, "Too many clients ask for evidence. Try again shortly.", retry_after_s=RETRY_AFTER_S)
 WRONG_MEDIA_TYPE = Problem(
     415, "Send message/ohttp-chunked-req or message/ohttp-req here; GET this path for the keys to seal it with."
 )

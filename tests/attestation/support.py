@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from attestation.collect import Collector, CpuDevice, NoGpus
+from attestation.collect import Collector, CpuDevice, NoEndorsements, NoGpus
 from attestation.evidence import Claims, CpuEvidence, Evidence, ModelClaim
 from attestation.policy import Policy
 from attestation.simulated.device import SimulatedCpu
@@ -51,7 +51,7 @@ def clock() -> float:
 def document(
     claims: Claims = CLAIMS, cpu: CpuDevice | None = None, nonces: tuple[bytes, ...] = NONCES, nonce: bytes = NONCE
 ) -> bytes:
-    collector = Collector(cpu or SimulatedCpu(clock=clock), NoGpus())
+    collector = Collector(cpu or SimulatedCpu(clock=clock), NoGpus(), NoEndorsements())
     return collector.collect(claims, nonces).document(nonce)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attestation.collect import Collector, NoGpus
+from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.limits import LIMITS
 from attestation.policy import Policy
 from attestation.simulated.device import SimulatedCpu
@@ -164,7 +164,7 @@ def attested(handler: http.server.BaseHTTPRequestHandler) -> None:
     nonce = bytes.fromhex(urllib.parse.parse_qs(url.query)["nonce"][0])
     now = int(time.time())
     claims = with_claims(issued_at=now, keys_expire_at=now + 60)
-    answer(handler, Collector(SimulatedCpu(), NoGpus()).collect(claims, [nonce]).document(nonce))
+    answer(handler, Collector(SimulatedCpu(), NoGpus(), NoEndorsements()).collect(claims, [nonce]).document(nonce))
 
 
 def test_fetch(policy: Path, tmp_path: Path) -> None:

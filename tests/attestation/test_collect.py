@@ -5,7 +5,7 @@ import os
 import pytest
 
 from attestation.binding import gpu_nonce, nonce_root
-from attestation.collect import Collector, NoGpus, Round
+from attestation.collect import Collector, NoEndorsements, NoGpus, Round
 from attestation.errors import CollectionError, EvidenceError
 from attestation.evidence import CpuEvidence, Evidence
 from attestation.limits import LIMITS
@@ -24,13 +24,13 @@ class CountingCpu(SimulatedCpu):
 
 
 def collect(nonces: list[bytes]) -> Round:
-    return Collector(SimulatedCpu(clock=clock), NoGpus()).collect(CLAIMS, nonces)
+    return Collector(SimulatedCpu(clock=clock), NoGpus(), NoEndorsements()).collect(CLAIMS, nonces)
 
 
 def test_one_report_serves_fifty_clients() -> None:
     cpu = CountingCpu(clock=clock)
     nonces = [os.urandom(32) for _ in range(50)]
-    collected = Collector(cpu, NoGpus()).collect(CLAIMS, nonces)
+    collected = Collector(cpu, NoGpus(), NoEndorsements()).collect(CLAIMS, nonces)
     documents = {nonce: collected.document(nonce) for nonce in nonces}
     assert cpu.reports == 1
     assert len(set(documents.values())) == 50
@@ -71,7 +71,7 @@ def test_the_largest_round_verifies_and_one_more_is_refused() -> None:
 def test_claims_that_no_verifier_reads_are_never_signed() -> None:
     cpu = CountingCpu(clock=clock)
     with pytest.raises(EvidenceError):
-        Collector(cpu, NoGpus()).collect(with_claims(models=()), [NONCE])
+        Collector(cpu, NoGpus(), NoEndorsements()).collect(with_claims(models=()), [NONCE])
     assert cpu.reports == 0
 
 
@@ -83,7 +83,7 @@ def test_the_gpus_are_asked_with_the_bound_nonce() -> None:
             asked.append(nonce)
             return b"[]"
 
-    Collector(SimulatedCpu(clock=clock), Gpus()).collect(CLAIMS, list(NONCES))
+    Collector(SimulatedCpu(clock=clock), Gpus(), NoEndorsements()).collect(CLAIMS, list(NONCES))
     assert asked == [gpu_nonce(nonce_root(NONCES), CLAIMS.encode())]
 
 
@@ -95,7 +95,7 @@ def test_a_failing_device_gives_no_document() -> None:
             raise CollectionError("the device does not answer")
 
     with pytest.raises(CollectionError, match="does not answer"):
-        Collector(Broken(), NoGpus()).collect(CLAIMS, [NONCE])
+        Collector(Broken(), NoGpus(), NoEndorsements()).collect(CLAIMS, [NONCE])
 
 
 @pytest.mark.parametrize("length", [0, 63, 65])

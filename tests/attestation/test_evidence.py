@@ -3,12 +3,13 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from attestation.errors import EvidenceError
-from attestation.evidence import Claims, Evidence, ModelClaim
+from attestation.evidence import Claims, Collateral, Evidence, ModelClaim
 from attestation.limits import LIMITS
 from tests.attestation.support import CLAIMS, document, with_claims
 
@@ -85,6 +86,10 @@ def test_claims_encoding_is_fixed() -> None:
 def test_document_round_trip() -> None:
     assert Evidence.parse(DOCUMENT).encode() == DOCUMENT
     assert dump(DOCUMENT_JSON) == DOCUMENT
+    collateral = Collateral((b"crl",), (b"rim", b"rim2"), (b"ocsp",), b"{}")
+    full = replace(Evidence.parse(DOCUMENT), collateral=collateral)
+    assert Evidence.parse(full.encode()) == full
+    assert Evidence.parse(full.encode()).collateral == collateral
 
 
 @pytest.mark.parametrize("at", list(places(CLAIMS_JSON)), ids=str)
@@ -114,7 +119,7 @@ def test_document_needs_every_field_with_its_type(at: tuple[Any, ...]) -> None:
     for key in at:
         kept = kept[key]
     for value in OTHER_VALUES:
-        if type(value) is not type(kept):
+        if type(value) is not type(kept):  # `collateral.tdx` is null here: every other type but bytes is refused.
             with pytest.raises(EvidenceError):
                 Evidence.parse(dump(put(DOCUMENT_JSON, at, value)))
 
@@ -126,6 +131,9 @@ def test_document_needs_every_field_with_its_type(at: tuple[Any, ...]) -> None:
         put(DOCUMENT_JSON, ("nonces", "extra"), 1),
         put(DOCUMENT_JSON, ("cpu", "extra"), 1),
         put(DOCUMENT_JSON, ("collateral", "crl"), ""),
+        put(DOCUMENT_JSON, ("collateral", "crls"), [""]),
+        put(DOCUMENT_JSON, ("collateral", "rims"), ["AA=="] * (LIMITS.rims + 1)),
+        put(DOCUMENT_JSON, ("collateral", "ocsp"), ["AA=="] * (LIMITS.ocsp + 1)),
         put(DOCUMENT_JSON, ("version",), 2),
         put(DOCUMENT_JSON, ("version",), 1.0),
         put(DOCUMENT_JSON, ("type",), "evidence"),

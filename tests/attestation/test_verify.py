@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.binding import nonce_root, report_data
-from attestation.collect import Collector
+from attestation.collect import Collector, NoEndorsements
 from attestation.errors import AttestationError, EvidenceError, PolicyError, Step, VerificationError
 from attestation.evidence import CpuEvidence, Evidence, NonceProof
 from attestation.policy import Policy
@@ -264,7 +264,7 @@ class Gpus:
 
 @pytest.mark.parametrize("bundle", [b'[{"report":"AA=="}]', b"[ ]", b"", b"null", b"{}", b"0"])
 def test_gpu_evidence_that_is_not_verified_is_refused(bundle: bytes) -> None:
-    data = Collector(SimulatedCpu(clock=clock), Gpus(bundle)).collect(CLAIMS, [NONCE]).document(NONCE)
+    data = Collector(SimulatedCpu(clock=clock), Gpus(bundle), NoEndorsements()).collect(CLAIMS, [NONCE]).document(NONCE)
     with pytest.raises(VerificationError) as refused:
         check(data)
     assert refused.value.step == Step.GPU

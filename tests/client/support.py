@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from attestation.collect import Collector, NoGpus
+from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.evidence import Claims, ModelClaim
 from attestation.simulated.device import SimulatedCpu
 from inference.channel import keyconfig, ohttp
@@ -71,7 +71,7 @@ class Fake:
     """Writes of the last answer."""
 
     def __post_init__(self) -> None:
-        self._collector = Collector(cpu=SimulatedCpu(), gpus=NoGpus())
+        self._collector = Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements())
 
     @property
     def url(self) -> str:

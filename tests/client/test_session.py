@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from attestation.collect import Collector, NoGpus
+from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.evidence import Claims, ModelClaim
 from attestation.policy import Policy
 from attestation.rules import Age
@@ -59,7 +59,11 @@ class Backend:
             issued_at=int(self.now),
             keys_expire_at=int(self.keys.expires_at),
         )
-        return Collector(self.cpu, NoGpus()).collect(replace(claims, **self.changes), [nonce]).document(nonce)
+        return (
+            Collector(self.cpu, NoGpus(), NoEndorsements())
+            .collect(replace(claims, **self.changes), [nonce])
+            .document(nonce)
+        )
 
     def upstream(self, policy: Policy | None = None, **options: Any) -> Upstream:
         options = {"policy": policy or Policy.accept_simulated(), "clock": lambda: self.now, **options}

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from aiohttp import web
 
-from attestation.collect import Collector, NoGpus
+from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.evidence import Claims, ModelClaim
 from attestation.simulated.device import SimulatedCpu
 from inference.channel import keyconfig
@@ -134,7 +134,7 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
             max_requests=config.server.max_requests,
             request_seconds=config.server.request_seconds,
         )
-        evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus()), claims)
+        evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), claims)
         app = create_gateway(
             replica=config.server.replica,
             padding=config.channel.padding,
