@@ -1,0 +1,138 @@
+"""The quote of a TPM 2.0: parsing and verification. No device, and no policy on what the registers should be.
+
+TPMS_ATTEST, integers big-endian (TCG, TPM 2.0 Library Part 2, 10.12.8): magic u32 = TPM_GENERATED, type u16, the
+signer's name (u16 size, bytes), extra data (u16 size, bytes), clock information (clock u64, resets u32, restarts u32,
+safe u8), firmware version u64, then of a quote: count u32 of selections (hash u16, size u8, bits), and the digest of
+the selected registers (u16 size, bytes).
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from attestation.checks import Checks
+from attestation.errors import EvidenceError, Step, VerificationError
+
+PCRS = 24
+SHA256 = 0x000B
+ALL_PCRS = (SHA256, b"\xff\xff\xff")
+"""The one selection that is accepted: every register of the SHA-256 bank."""
+_GENERATED = 0xFF544347
+_QUOTE = 0x8018
+_LARGEST = 1024
+"""Bytes of a quote: two hashes, a name and some numbers."""
+_SELECTIONS = 16
+
+
+@dataclass(frozen=True)
+class TpmQuote:
+    """A quote's message, read and not yet believed."""
+
+    signer: bytes
+    """The name of the key, a hash over its public area and its parents'. Only shown: the key is known otherwise."""
+    qualifying_data: bytes
+    """What the caller asked to have signed."""
+    clock: int
+    """Milliseconds that the TPM has run."""
+    resets: int
+    restarts: int
+    safe: bool
+    firmware: int
+    selections: tuple[tuple[int, bytes], ...]
+    """Hash algorithm, and a bit per register, the first in the lowest bit of the first byte."""
+    pcr_digest: bytes
+
+    @classmethod
+    def parse(cls, message: bytes) -> Self:
+        """Reads a TPMS_ATTEST of a quote. Raises `EvidenceError`."""
+        if len(message) > _LARGEST:
+            raise EvidenceError(f"the TPM's quote has {len(message)} bytes, more than {_LARGEST}")
+        rest = _Reader(message)
+        magic, kind = rest.unpack(">IH")
+        if magic != _GENERATED:
+            raise EvidenceError("the message does not begin as what a TPM makes and signs does")
+        if kind != _QUOTE:
+            raise EvidenceError(f"the message is of type {kind:#06x} and not a quote (0x8018)")
+        signer, qualifying_data = rest.sized(), rest.sized()
+        clock, resets, restarts, safe, firmware, count = rest.unpack(">QIIBQI")
+        if safe > 1 or count > _SELECTIONS:
+            raise EvidenceError("the TPM's quote has a field out of its range")
+        selections = []
+        for _ in range(count):
+            algorithm, size = rest.unpack(">HB")
+            selections.append((algorithm, rest.take(size)))
+        pcr_digest = rest.sized()
+        if rest.at != len(message):
+            raise EvidenceError("something follows the TPM's quote")
+        return cls(
+            signer, qualifying_data, clock, resets, restarts, bool(safe), firmware, tuple(selections), pcr_digest
+        )
+
+    def covers(self, pcrs: Sequence[bytes]) -> bool:
+        """Whether the digest is that of these registers."""
+        return hashlib.sha256(b"".join(pcrs)).digest() == self.pcr_digest
+
+
+def verify_quote(
+    message: bytes, signature: bytes, pcrs: Sequence[bytes], key: rsa.RSAPublicKey, checks: Checks
+) -> TpmQuote:
+    """Verifies a quote over all 24 registers of the SHA-256 bank. Raises `AttestationError`, or returns it.
+
+    1. Structure: the message is a quote (`EvidenceError`).
+    2. Signature: RSASSA-PKCS1v15 with SHA-256 by `key`. A TPM's restricted key signs such a message only if the TPM
+       made it.
+    3. Selection: all registers are in it, so that none can be shown that was not quoted.
+    4. Registers: their hash is the quote's digest.
+
+    The qualifying data is only shown: what it has to be is the caller's to compare.
+    """
+    # 1. Structure
+    quote = TpmQuote.parse(message)
+
+    # 2. Signature
+    try:
+        key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
+    except InvalidSignature as error:
+        raise _wrong("signature", "the TPM's quote was not signed by its attestation key, or was changed") from error
+    checks.ok("vtpm.quote.signature", "the TPM's attestation key signed the quote")
+
+    # 3. Selection
+    if quote.selections != (ALL_PCRS,):
+        raise _wrong("selection", "the TPM's quote is not over all 24 registers of the SHA-256 bank, and only these")
+    if len(pcrs) != PCRS or any(len(pcr) != 32 for pcr in pcrs):
+        raise EvidenceError(f"the registers are not {PCRS} values of 32 bytes")
+
+    # 4. Registers
+    if not quote.covers(pcrs):
+        raise _wrong("pcrs", "the registers are not those that the TPM quoted")
+    checks.ok("vtpm.quote.pcrs", "the registers are those that the TPM quoted")
+    return quote
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        if size > len(self._data) - self.at:
+            raise EvidenceError("the TPM's quote ends before it is complete")
+        self.at += size
+        return self._data[self.at - size : self.at]
+
+    def unpack(self, form: str) -> tuple[Any, ...]:
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def sized(self) -> bytes:
+        (size,) = self.unpack(">H")
+        return self.take(size)
+
+
+def _wrong(code: str, message: str) -> VerificationError:
+    return VerificationError(Step.CPU_REPORT, f"vtpm.quote.{code}", message)
