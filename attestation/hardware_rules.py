@@ -178,7 +178,8 @@ class CcMode:
     accepted: frozenset[str]
 
     def check(self, facts: Facts) -> None:
-        one_of("cc_mode", "the GPUs' confidential-computing mode", facts.claims.cc_mode, self.accepted)
+        if facts.claims is not None:
+            one_of("cc_mode", "the GPUs' confidential-computing mode", facts.claims.cc_mode, self.accepted)
         for gpu in facts.gpus:
             one_of("cc_mode", "a GPU's confidential-computing mode", gpu.cc_mode, self.accepted)
 

@@ -1,6 +1,6 @@
 """The appraisal policy: what a relying party accepts. Every rule is stated; nothing unset means skip."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from types import MappingProxyType
@@ -28,6 +28,20 @@ _MILAN = frozenset({"bootloader", "tee", "snp", "microcode"})
 TCB_COMPONENTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {"Milan": _MILAN, "Genoa": _MILAN, "Turin": _MILAN | {"fmc"}}
 )
+_CPU_RULES = (
+    "cpu",
+    "measurement",
+    "minimum_tcb",
+    "debug",
+    "migration",
+    "vmpl",
+    "platform",
+    "chips",
+    "pcrs",
+    "tdx_status",
+    "cpu_revocation",
+)
+_GPU_RULES = ("gpu_architecture", "gpu_driver", "gpu_vbios", "gpu_rims", "gpu_revocation")
 _REFUSED = ("refused", "allowed")
 _REQUIRED = ("required", "optional")
 MAXIMUM_GPUS = 16
@@ -182,6 +196,18 @@ class Policy:
 
     def evaluate(self, facts: Facts) -> None:
         """Applies every rule, in this order. Raises `PolicyError` for the first claim that is not accepted."""
-        every: tuple[Rule, ...] = (*(getattr(self, field.name) for field in fields(self)), rules.KeysAlive())
-        for rule in every:
+        self._apply(facts, [field.name for field in fields(self)])
+        rules.KeysAlive().check(facts)
+
+    def evaluate_cpu(self, facts: Facts) -> None:
+        """Applies the rules about the CPU only: for a report that is judged by itself. Raises `PolicyError`."""
+        self._apply(facts, _CPU_RULES)
+
+    def evaluate_gpus(self, facts: Facts) -> None:
+        """Applies the rules about GPUs only: for reports that are judged by themselves. Raises `PolicyError`."""
+        self._apply(facts, _GPU_RULES)
+
+    def _apply(self, facts: Facts, names: Iterable[str]) -> None:
+        for name in names:
+            rule: Rule = getattr(self, name)
             rule.check(facts)

@@ -52,7 +52,8 @@ class Facts:
 
     provider: str
     measurement: bytes
-    claims: Claims
+    claims: Claims | None
+    """None where a report is judged by itself, without a document."""
     signed_at: tuple[tuple[str, int], ...]
     """Every time under the signature: its name, seconds since 1970."""
     now: float
@@ -65,6 +66,13 @@ class Facts:
     pcrs: Mapping[int, bytes] | None
     gpus: tuple[GpuFacts, ...]
     """One for each GPU whose evidence was verified."""
+
+    @property
+    def stated(self) -> Claims:
+        """The claims, for rules about them. Raises `PolicyError` where there are none."""
+        if self.claims is None:
+            raise PolicyError("claims", "a report by itself has no claims; verify a whole document")
+        return self.claims
 
 
 class Rule(Protocol):
@@ -110,7 +118,7 @@ class Models:
     def check(self, facts: Facts) -> None:
         if self.roots == "any":
             return
-        for model in facts.claims.models:
+        for model in facts.stated.models:
             root = self.roots.get(model.id)
             if root is None:
                 raise PolicyError("models", f"the backend serves {model.id}, which the policy does not list")
@@ -129,7 +137,7 @@ class Configuration:
     accepted: frozenset[bytes] | Any
 
     def check(self, facts: Facts) -> None:
-        one_of("configuration", "the configuration's SHA-256", facts.claims.configuration_sha256, self.accepted)
+        one_of("configuration", "the configuration's SHA-256", facts.stated.configuration_sha256, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class Software:
     accepted: frozenset[str] | Any
 
     def check(self, facts: Facts) -> None:
-        one_of("software", "the software version", facts.claims.software_version, self.accepted)
+        one_of("software", "the software version", facts.stated.software_version, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ class Replica:
     accepted: frozenset[str] | Any
 
     def check(self, facts: Facts) -> None:
-        one_of("replica", "the replica", facts.claims.replica, self.accepted)
+        one_of("replica", "the replica", facts.stated.replica, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class Tls:
     accepted: frozenset[bytes] | Literal["any", "none"]
 
     def check(self, facts: Facts) -> None:
-        key = facts.claims.tls_spki_sha256
+        key = facts.stated.tls_spki_sha256
         if self.accepted == "any" or (self.accepted == "none" and key is None):
             return
         if self.accepted == "none":
@@ -176,7 +184,7 @@ class Padding:
     accepted: frozenset[str]
 
     def check(self, facts: Facts) -> None:
-        one_of("padding", "the padding", facts.claims.padding, self.accepted)
+        one_of("padding", "the padding", facts.stated.padding, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,8 @@ class Age:
     clock_skew_s: int
 
     def check(self, facts: Facts) -> None:
+        if not facts.signed_at:
+            raise PolicyError("maximum_age_s", "nothing in the evidence says when it was made")
         for name, signed_at in facts.signed_at:
             age = facts.now - signed_at
             if age > self.maximum_s + self.clock_skew_s:
@@ -208,7 +218,7 @@ class KeysAlive:
     """The claimed keys have not expired. Has no setting: nobody wants to seal to a key that is gone."""
 
     def check(self, facts: Facts) -> None:
-        if facts.now >= facts.claims.keys_expire_at:
+        if facts.now >= facts.stated.keys_expire_at:
             raise PolicyError("keys_expire_at", "the claimed keys have expired; fetch new evidence")
 
 

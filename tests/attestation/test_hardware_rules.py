@@ -1,7 +1,8 @@
 """Each rule about hardware on both sides of its border, judged by itself; and the signed release file."""
 
+import contextlib
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +169,37 @@ def test_refused(rule: Rule, facts: Facts, claim: str) -> None:
     assert (refused.value.claim, refused.value.code) == (claim, f"policy.{claim}")
 
 
+class Refuses:
+    def check(self, facts: Facts) -> None:
+        raise PolicyError("this one", "always")
+
+
+def test_a_report_by_itself_is_judged_by_the_rules_about_it() -> None:
+    bare = replace(FACTS, claims=None, signed_at=())
+    accepts = Policy.default(frozenset({bytes(48)}))
+    accepts.evaluate_cpu(bare)
+    accepts.evaluate_gpus(bare)
+    with pytest.raises(PolicyError, match="no claims"):
+        accepts.evaluate(bare)
+    with pytest.raises(PolicyError, match="when it was made"):
+        accepts.evaluate(replace(FACTS, signed_at=()))
+    refused: dict[str, set[str]] = {"cpu": set(), "gpus": set()}
+    for field in fields(Policy):
+        policy = replace(accepts, **{field.name: Refuses()})
+        for part, evaluate in (("cpu", policy.evaluate_cpu), ("gpus", policy.evaluate_gpus)):
+            with contextlib.suppress(PolicyError):
+                evaluate(bare)
+                continue
+            refused[part].add(field.name)
+    assert refused["gpus"] == {"gpu_architecture", "gpu_driver", "gpu_vbios", "gpu_rims", "gpu_revocation"}
+    # All but those about GPUs, claims and times.
+    assert refused["cpu"] == {field.name for field in fields(Policy)} - refused["gpus"] - {
+        "gpu", "cc_mode", "configuration", "software", "replica", "tls", "padding", "age", "models",
+    }  # fmt: skip
+
+
 def test_every_rule_of_a_policy_is_evaluated() -> None:
     """Each field of the policy in turn refuses: none of them is left out."""
-
-    class Refuses:
-        def check(self, facts: Facts) -> None:
-            raise PolicyError("this one", "always")
-
-    from dataclasses import fields
-
     accepts = Policy.default(frozenset({bytes(48)}))
     accepts.evaluate(FACTS)
     for field in fields(Policy):

@@ -36,7 +36,7 @@ def test_the_shipped_demo_is_valid_and_its_digest_is_of_the_files_bytes() -> Non
         ('host = "127.0.0.1"', 'host = "0.0.0.0"', "without TLS the backend listens on loopback only"),
         ('mode = "off"', 'mode = "files"', "needs certificate and key"),
         ('mode = "off"', 'mode = "generated"', "needs names"),
-        ('cpu = "simulated"', 'cpu = "sev-snp"', "evidence.cpu: "),
+        ('cpu = "simulated"', 'cpu = "sgx"', "evidence.cpu: "),
         ('aliases = ["latest"]', 'aliases = ["demo/e5"]', "given more than once"),
         ("[engines]", "[engine]", "engine: unknown name; did you mean engines?"),
         ('task = "embed"', 'tsak = "embed"', "models.2.tsak: unknown name; did you mean task?"),
