@@ -133,8 +133,8 @@ def _attestation_key(values: dict[str, object]) -> rsa.RSAPublicKey:
     if key.get("kty") != "RSA" or key.get("key_ops") != ["sign"]:
         raise EvidenceError(f"{_ATTESTATION_KEY} is not an RSA key that signs")
     exponent, modulus = _number(key.get("e")), _number(key.get("n"))
-    if exponent != _EXPONENT or modulus.bit_length() not in _MODULUS_BITS:
-        raise EvidenceError(f"{_ATTESTATION_KEY} does not have an exponent of 65537 and 2048 to 4096 bits")
+    if exponent != _EXPONENT or modulus.bit_length() not in _MODULUS_BITS or modulus % 2 == 0:
+        raise EvidenceError(f"{_ATTESTATION_KEY} is not an RSA key of 2048 to 4096 bits with the exponent 65537")
     try:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()
     except ValueError as error:
