@@ -97,6 +97,8 @@ class QeReport:
 class TdxQuote:
     """One quote, read and not yet believed."""
 
+    encoded: bytes
+    """The quote without the zero bytes after it."""
     version: int
     body_type: int
     """2: TDX 1.0, 3: TDX 1.5."""
@@ -149,6 +151,7 @@ class TdxQuote:
         _, misc, _, attributes, _, _, mrsigner, _, product, svn, _, qe_data = _QE_REPORT.unpack(qe_signed)
         chain = _certification(certification, _PCK_CHAIN)
         return cls(
+            encoded=data[: quote.at],
             version=version,
             body_type=body_type,
             vendor=vendor,
