@@ -23,6 +23,8 @@ class Limits:
     """Hashes in an inclusion path; 2^16 leaves need 16."""
     report: int = 64 * 1024
     """The CPU's report."""
+    auxblob: int = 64 * 1024
+    """What a host gives along with a report: certificates."""
     certificates: int = 8
     certificate: int = 16 * 1024
     """One DER certificate."""

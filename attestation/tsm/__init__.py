@@ -1,0 +1,1 @@
+"""The kernel's common interface for attestation reports (configfs-tsm)."""

@@ -1,0 +1,121 @@
+"""configfs-tsm (Linux 6.7 and later): a directory that turns 64 bytes into a signed report.
+
+Linux, Documentation/ABI/testing/configfs-tsm-report. Whoever makes a directory owns it, but root may write into every
+one, so `generation` is read again after the report: it tells whether somebody wrote in between.
+"""
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from attestation.errors import CollectionError
+from attestation.limits import LIMITS
+
+ROOT = Path("/sys/kernel/config/tsm/report")
+INBLOB_SIZE = 64
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class TsmReport:
+    """One report as the kernel gives it."""
+
+    outblob: bytes
+    """The report or quote."""
+    auxblob: bytes
+    """Certificates from the host, where it gives any; else empty."""
+    generation: int
+
+
+class Tsm:
+    """The interface at `root`, which is an argument so that tests can act as the kernel."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+
+    @property
+    def present(self) -> bool:
+        """Whether this kernel has it."""
+        return self._root.is_dir()
+
+    def report(self, inblob: bytes, provider: str, *, privilege: int | None = None) -> TsmReport:
+        """A report that carries `inblob`, 64 bytes, from the platform `provider` (sev_guest or tdx_guest).
+
+        `privilege`: the VMPL to ask for, where the platform has such. Raises `CollectionError`.
+        """
+        if len(inblob) != INBLOB_SIZE:
+            raise CollectionError(f"report data has {INBLOB_SIZE} bytes")
+        entry = self._root / f"cloister-{os.getpid()}-{os.urandom(8).hex()}"
+        try:
+            entry.mkdir()
+        except OSError as error:
+            raise CollectionError(
+                f"{self._root} cannot be used ({error.strerror}): is configfs mounted, and this process root?"
+            ) from error
+        try:
+            found = _read(entry / "provider", 64).decode("ascii", "replace").strip()
+            if found != provider:
+                raise CollectionError(f"this machine's reports come from {found!a}, not from {provider}")
+            if privilege is not None:
+                _write(entry / "privlevel", str(privilege).encode())
+            for _ in range(_TRIES):
+                report = self._once(entry, inblob)
+                if report is not None:
+                    return report
+            raise CollectionError("another process kept writing into this process's report request")
+        except OSError as error:
+            raise CollectionError(f"the kernel gave no report: {_reason(error)}") from error
+        finally:
+            # A directory that stays costs kernel memory, and a report has been made or not by now.
+            with contextlib.suppress(OSError):
+                entry.rmdir()
+
+    def _once(self, entry: Path, inblob: bytes) -> TsmReport | None:
+        """None where somebody else wrote meanwhile."""
+        _write(entry / "inblob", inblob)
+        before = _generation(entry)
+        outblob = _read(entry / "outblob", LIMITS.report)
+        try:
+            auxblob = _read(entry / "auxblob", LIMITS.auxblob)
+        except OSError as error:
+            # The attribute is there on some platforms only, and empty where the host gives nothing.
+            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENODATA):
+                raise
+            auxblob = b""
+        if _generation(entry) != before:
+            return None
+        if not outblob:
+            raise CollectionError("the kernel gave an empty report")
+        return TsmReport(outblob, auxblob, before)
+
+
+def _generation(entry: Path) -> int:
+    text = _read(entry / "generation", 32)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise CollectionError("the kernel's generation is no number") from error
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        data = b""
+        while part := file.read(limit + 1 - len(data)):
+            data += part
+            if len(data) > limit:
+                raise CollectionError(f"{path.name} has more than {limit} bytes")
+        return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    # One write: configfs takes a binary attribute's whole content at close, and text in one piece.
+    with path.open("wb", buffering=0) as file:
+        file.write(data)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return "the platform is busy; it limits how often it signs"
+    return error.strerror or type(error).__name__
