@@ -281,6 +281,11 @@ def test_collateral_that_is_malformed(collateral: bytes) -> None:
         verified(INTEL.quote(), collateral)
 
 
+def test_collateral_that_is_too_long() -> None:
+    with pytest.raises(EvidenceError, match="more than"):
+        verified(INTEL.quote(), INTEL.collateral() | {"tcb_info": "x" * LIMITS.tdx_collateral})
+
+
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """None in `sys.modules` is how Python itself says that a module is not there."""
     monkeypatch.setitem(sys.modules, "dcap_qvl", None)

@@ -332,3 +332,33 @@ def test_responses_cut_anywhere(fresh: SocketTpm, attestation_key: rsa.RSAPublic
                     continue
                 # Not read: the authorization after the parameters, empty for a password, and an index's name.
                 assert response[:2] == b"\x80\x02" or command is COMMANDS[0]
+
+
+def answered(parameters: bytes) -> bytes:
+    body = struct.pack(">I", len(parameters)) + parameters
+    return HEADER.pack(0x8002, HEADER.size + len(body), 0) + body
+
+
+def test_answers_to_other_questions() -> None:
+    """A response of another size than it says, a quote by another method, less of an index than was asked for."""
+    good = answered(struct.pack(">H", 1) + b"m" + struct.pack(">HHH", 0x0014, 0x000B, 1) + b"s")
+    assert Tpm(Answers(lambda _: good)).quote(1, b"", ALL_PCRS) == (b"m", b"s")
+    with pytest.raises(CollectionError, match="the size it says"):
+        Tpm(Answers(lambda _: good + b"\x00")).quote(1, b"", ALL_PCRS)
+    for scheme, algorithm in ((0x0016, 0x000B), (0x0014, 0x0004)):
+        other = answered(struct.pack(">H", 1) + b"m" + struct.pack(">HHH", scheme, algorithm, 1) + b"s")
+        with pytest.raises(CollectionError, match="another method"):
+            Tpm(Answers(lambda _, other=other: other)).quote(1, b"", ALL_PCRS)  # type: ignore[misc]
+    none = HEADER.pack(0x8001, HEADER.size + 9, 0) + struct.pack(">BII", 0, 6, 0)
+    for size, says in ((99, "less of an index"), (101, "less of an index")):
+        index = answered(struct.pack(">H", size) + bytes(size))
+        transport = Answers(lambda command, index=index: index if command[9] == 0x4E else none)  # type: ignore[misc]
+        with pytest.raises(CollectionError, match=says):
+            Tpm(transport).nv_read(NvIndex(SPARE, AUTH_READ, 100))
+
+
+def test_a_failure_that_is_not_a_missing_index(fresh: SocketTpm) -> None:
+    with pytest.raises(TpmError) as caught:
+        SnpVtpm(lambda: (), Answers(lambda _: coded(0x101))).report(BINDING)
+    assert caught.value.code == 0x101
+    assert "NV_ReadPublic" in str(caught.value)

@@ -203,3 +203,11 @@ def test_only_our_errors_escape_for_json(name: str, value: object) -> None:
 
 def test_base64url_is_what_real_keys_use() -> None:
     assert base64.urlsafe_b64decode(JWK["e"]) == b"\x01\x00\x01"
+
+
+def test_what_is_too_long_or_twice_is_named() -> None:
+    runtime = RUNTIME[:-1] + b',"x":"' + b"y" * LIMITS.runtime_data + b'"}'
+    with pytest.raises(EvidenceError, match="more than"):
+        HclReport.parse(hcl_report(SNP, runtime))
+    with pytest.raises(EvidenceError, match="twice"):
+        HclReport.parse(hcl_report(SNP, RUNTIME[:-1] + b',"user-data":"' + b"00" * 64 + b'"}'))

@@ -166,3 +166,8 @@ def test_only_our_errors_escape(at: int, inserted: bytes, cut: int, pcrs: list[b
     data = message()[:at] + inserted + message()[at + cut :]
     with contextlib.suppress(AttestationError):
         verified(data, tuple(pcrs))
+
+
+def test_too_long() -> None:
+    with pytest.raises(EvidenceError, match="more than"):
+        TpmQuote.parse(message(data=bytes(1024)))
