@@ -27,3 +27,8 @@ class Checks:
     def lacks(self, code: str, says: str) -> None:
         """Notes a check that was not made for want of its input. A policy that requires it refuses."""
         self.not_given.append(Check(code, says))
+
+    def add(self, other: "Checks", prefix: str) -> None:
+        """Takes over what another verification noted, named by `prefix`."""
+        self.passed += [Check(check.code, f"{prefix}: {check.says}") for check in other.passed]
+        self.not_given += [Check(check.code, f"{prefix}: {check.says}") for check in other.not_given]

@@ -28,8 +28,9 @@ class Limits:
     certificates: int = 8
     certificate: int = 16 * 1024
     """One DER certificate."""
-    gpu: int = 256 * 1024
-    """The bundle of the GPUs' evidence."""
+    gpu: int = 1024 * 1024
+    """The bundle of the GPUs' evidence; one GPU takes about 12 KB."""
+    gpus: int = 16
     tdx_collateral: int = 512 * 1024
     """Intel's collateral for one platform; real ones have 20 KiB."""
     runtime_data: int = 32 * 1024

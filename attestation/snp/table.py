@@ -1,7 +1,7 @@
 """The certificate table that a host gives with an SEV-SNP report (configfs-tsm's auxblob, the extended report).
 
-AMD, "Guest Hypervisor Communication Block Standardization" (56421), 4.1.8.1: 24-byte entries {GUID, offset, length}, the
-last one zero, then the certificates. Real hosts put PEM there as well as DER.
+AMD, "Guest Hypervisor Communication Block Standardization" (56421), 4.1.8.1: 24-byte entries {GUID, offset, length},
+the last one zero, then the certificates. Real hosts put PEM there as well as DER.
 """
 
 import struct

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs in confidential-computing mode: their reports, what NVIDIA signs about them, and the device."""

@@ -1,0 +1,167 @@
+"""Verifies one GPU's report with its certificates, NVIDIA's manifests and OCSP answers. Judges no matter of policy."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from attestation.certificates import check_chain, load, spki_sha256
+from attestation.checks import Checks
+from attestation.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from attestation.nvidia import chain as gpu_chain
+from attestation.nvidia.ocsp import check_ocsp
+from attestation.nvidia.rim import Rim, compare, verify_rim
+from attestation.nvidia.spdm import GpuReport
+from attestation.trust import TrustRoots
+
+_ALGORITHM = ec.ECDSA(hashes.SHA384())
+_HALF = 48
+
+
+@dataclass(frozen=True)
+class VerifiedGpu:
+    """A report that a genuine GPU signed on the nonce."""
+
+    architecture: str
+    """hopper or blackwell."""
+    driver_version: str
+    vbios_version: str
+    fwid: bytes
+    key_sha256: bytes
+    """SHA-256 of the SubjectPublicKeyInfo of the GPU's key: which device it is."""
+    feature_flag: int | None
+    rims_checked: bool
+    """Whether the measurements were compared with both manifests, of driver and VBIOS."""
+    measurements_matched: int
+    revocation_checked: bool
+    """Whether a current, good answer was there for every certificate that NVIDIA's service answers for."""
+    valid_until: datetime.datetime
+
+
+def verify_gpu(
+    report: bytes,
+    chain: Sequence[bytes],
+    *,
+    nonce: bytes,
+    roots: TrustRoots,
+    now: datetime.datetime,
+    checks: Checks,
+    rims: Sequence[bytes] = (),
+    ocsp: Sequence[bytes] = (),
+) -> VerifiedGpu:
+    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+
+    `chain`: DER, leaf first, five certificates. `rims`: manifests, XML; those of other products are passed over.
+
+    1. Structure: report and certificates follow their formats (`EvidenceError`).
+    2. Chain: up to the pinned Device Identity CA, all valid at `now`.
+    3. Signature: ECDSA P-384 with SHA-384 by the leaf over everything before it.
+    4. Nonce: the request that the GPU answered carried `nonce`.
+    5. Kind: a GPU, not a switch (`UnsupportedError`).
+    6. Firmware: the report's FWID, where the driver reports one, is the certificate's.
+    7. Manifests: of this driver and this VBIOS, signed under the pinned root, valid at `now`; and every measurement
+       that they name is the report's. Without them this is noted as not checked.
+    8. Revocation: NVIDIA's OCSP answers. Where one is missing this is noted as not checked.
+    """
+    # 1. Structure
+    parsed = GpuReport.parse(report)
+    if len(chain) != gpu_chain.CHAIN_LENGTH:
+        raise EvidenceError(f"a GPU's evidence has {gpu_chain.CHAIN_LENGTH} certificates, here are {len(chain)}")
+    certificates = [load(der, "a GPU's certificate") for der in chain]
+    checks.ok("gpu.structure", f"the report is an SPDM report with {len(parsed.measurements)} measurements")
+
+    # 2. Chain
+    check_chain(certificates, roots.nvidia_device, now, step=Step.GPU, prefix="gpu.chain")
+    checks.ok("gpu.chain", "NVIDIA's root for devices issued the GPU's certificate")
+
+    # 3. Signature
+    key = certificates[0].public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise EvidenceError("the GPU's key is not on P-384")
+    r, s = (int.from_bytes(half, "big") for half in (parsed.signature[:_HALF], parsed.signature[_HALF:]))
+    try:
+        key.verify(encode_dss_signature(r, s), parsed.signed, _ALGORITHM)
+    except InvalidSignature as error:
+        raise _wrong("signature", "the report's signature does not hold for the certificate's key") from error
+    checks.ok("gpu.signature", "the GPU's key signed the report")
+
+    # 4. Nonce
+    if parsed.requester_nonce != nonce:
+        raise _wrong("nonce", "the GPU's report was made for another nonce")
+    checks.ok("gpu.nonce", "the report was made for this nonce")
+
+    # 5. Kind
+    if parsed.is_switch:
+        raise UnsupportedError(Step.GPU, "the report is an NVSwitch's, which this version cannot appraise")
+
+    # 6. Firmware
+    architecture, fwid = gpu_chain.firmware(certificates[0])
+    if parsed.fwid not in (None, fwid):
+        raise _wrong("fwid", "the GPU runs another firmware than its certificate is for")
+    checks.ok("gpu.fwid", f"the certificate is for the firmware that the GPU ({architecture}) runs")
+
+    # 7. Manifests
+    expires = [certificate.not_valid_after_utc for certificate in certificates]
+    # NVIDIA answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
+    needed = [(certificates[at], certificates[at + 1]) for at in range(1, len(certificates) - 1)]
+    driver, vbios = _manifests(parsed, architecture, rims, roots, now, checks)
+    matched = 0
+    if driver is not None and vbios is not None:
+        matched = compare(parsed.measurements, driver, vbios, nvdec0_on=parsed.nvdec0_on)
+        checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name are as they say")
+        for rim in (driver, vbios):
+            needed += _pairs(rim.chain)
+            expires.append(rim.valid_until)
+    else:
+        checks.lacks("gpu.rim", "NVIDIA's manifest of the driver or the VBIOS was not given")
+
+    # 8. Revocation
+    covered, until = check_ocsp(ocsp, needed, now=now, checks=checks)
+    if until is not None:
+        expires.append(until)
+    return VerifiedGpu(
+        architecture=architecture,
+        driver_version=parsed.driver_version,
+        vbios_version=parsed.vbios_version,
+        fwid=fwid,
+        key_sha256=spki_sha256(certificates[0]),
+        feature_flag=parsed.feature_flag,
+        rims_checked=driver is not None and vbios is not None,
+        measurements_matched=matched,
+        revocation_checked=covered,
+        valid_until=min(expires),
+    )
+
+
+def _manifests(
+    report: GpuReport,
+    architecture: str,
+    rims: Sequence[bytes],
+    roots: TrustRoots,
+    now: datetime.datetime,
+    checks: Checks,
+) -> tuple[Rim | None, Rim | None]:
+    """The manifests of this driver and this VBIOS among `rims`; each that is there has to verify."""
+    found: dict[bool, Rim] = {}
+    for data in rims:
+        rim = Rim.parse(data)
+        if not rim.is_for(architecture, report.driver_version, report.vbios_version):
+            continue  # Another GPU's.
+        if rim.is_vbios in found:
+            raise EvidenceError(f"there are two manifests of the {rim.kind} {rim.version}")
+        found[rim.is_vbios] = verify_rim(rim, roots=roots.nvidia_rim, now=now, checks=checks)
+    return found.get(False), found.get(True)
+
+
+def _pairs(chain: Sequence[x509.Certificate]) -> list[tuple[x509.Certificate, x509.Certificate]]:
+    return list(pairwise(chain))
+
+
+def _wrong(code: str, message: str) -> VerificationError:
+    return VerificationError(Step.GPU, f"gpu.{code}", message)
