@@ -1,40 +1,26 @@
-"""`python -m attestation verify | show | fetch`: evidence documents from the command line.
+"""`python -m attestation`: evidence from the command line.
 
-Exit status: 0 verified (for `show`: shown), 1 refused or not fetched, 2 a command that cannot be carried out as given.
+Prints a JSON object; `show` prints words for people. Exit status: 0 accepted, 10 rejected, 20 unsupported (it could
+not be checked), 30 malformed; 2 for a command that cannot be carried out as given, or where there is nothing to judge.
 """
 # ruff: noqa: T201 - a command line prints
 
 import argparse
 import datetime
-import http.client
+import json
 import os
 import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
+from attestation import commands, devices, words
 from attestation.binding import NONCE_SIZE
-from attestation.errors import EvidenceError, PolicyError, PolicyFileError, VerificationError
-from attestation.evidence import Claims, Evidence
-from attestation.limits import LIMITS
-from attestation.policy import Policy
-from attestation.trust import TrustRoots
-from attestation.verify import verify
+from attestation.commands import ACCEPTED, NotFetched, Unusable
+from attestation.errors import CollectionError, PolicyFileError
 
-_FETCH_SECONDS = 30.0
-REFUSED, USAGE = 1, 2
-
-
-class _Unusable(Exception):
-    """The command cannot be carried out as given."""
-
-
-class _NotFetched(Exception):
-    """There is no document to judge."""
+USAGE = 2
+_STOP = "Send nothing to this backend"
+_EPILOG = "exit status: 0 accepted, 10 rejected, 20 unsupported, 30 malformed, 2 a command that cannot be carried out"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,40 +28,113 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except (_Unusable, PolicyFileError) as error:
+    except (Unusable, PolicyFileError, CollectionError, NotFetched) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
-    except _NotFetched as error:
-        print(f"NOT VERIFIED: {error}.", file=sys.stderr)
-        return REFUSED
+    except BrokenPipeError:
+        # Whoever read the output has enough; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m attestation",
-        description="Verify or show the evidence of a cloister backend.",
-        epilog="exit status: 0 verified, 1 refused or not fetched, 2 a command that cannot be carried out as given",
+        prog="python -m attestation", description="Verify, show and collect attestation evidence.", epilog=_EPILOG
     )
-    commands = parser.add_subparsers(required=True, metavar="verify | show | fetch")
+    some = parser.add_subparsers(required=True, metavar="verify | fetch | snp | gpu | tdx | collect | show")
 
-    command = commands.add_parser("verify", help="verify a document that was made for your nonce")
+    command = some.add_parser("verify", help="verify a document that was made for your nonce", epilog=_EPILOG)
     command.add_argument("file", type=Path, help="the evidence document")
     command.add_argument("--nonce", type=_octets, required=True, help="your nonce, 64 hexadecimal digits")
     _add_judging(command)
-    command.add_argument("--at", type=_time, help="verify as of this time, like 2026-11-23T12:00:00Z (default: now)")
-    command.set_defaults(run=_verify)
+    _add_time(command)
+    command.set_defaults(
+        run=lambda p: _print(
+            commands.verify_document(_read(p.file), p.nonce, p.policy, _now(p), _keys(p)),
+            "Send nothing to this backend",
+        )
+    )
 
-    command = commands.add_parser("show", help="show what a document says, without judging it")
-    command.add_argument("file", type=Path, help="the evidence document")
-    command.set_defaults(run=_show)
-
-    command = commands.add_parser("fetch", help="ask a backend for evidence on a fresh nonce, and verify it")
+    command = some.add_parser(
+        "fetch", help="ask a backend for evidence on a fresh nonce, and verify it", epilog=_EPILOG
+    )
     command.add_argument("url", help="the backend, like https://host:8080")
     _add_judging(command)
     command.add_argument("--out", type=Path, help="also write the document here, whether it verifies or not")
-    command.set_defaults(run=_fetch)
+    command.set_defaults(run=lambda p: _print(commands.fetch(p.url, p.policy, p.out, _keys(p)), _STOP))
+
+    command = some.add_parser("snp", help="an SEV-SNP report by itself", epilog=_EPILOG)
+    command.add_argument("file", type=Path, help="the report, 1,184 bytes, or a paravisor's HCL report around it")
+    command.add_argument("--vek", type=Path, required=True, help="the VCEK or VLEK certificate, DER or PEM")
+    command.add_argument("--chain", type=Path, required=True, help="ASK or ASVK, then ARK, PEM")
+    command.add_argument("--crl", type=Path, help="AMD's list of revoked certificates, DER or PEM")
+    command.add_argument("--policy", type=Path, help="judge by this policy's rules about CPUs")
+    _add_time(command)
+    command.set_defaults(
+        run=lambda p: _print(
+            commands.snp(_read(p.file), _read(p.vek), _read(p.chain), p.crl and _read(p.crl), p.policy, _now(p))
+        )
+    )
+
+    command = some.add_parser("gpu", help="a GPU's report by itself", epilog=_EPILOG)
+    command.add_argument("file", type=Path, help="the SPDM measurements report")
+    command.add_argument("--chain", type=Path, required=True, help="the GPU's certificates, leaf first, PEM")
+    command.add_argument("--nonce", type=_octets, required=True, help="the nonce it was asked with, 64 digits")
+    command.add_argument("--rim", type=Path, action="append", default=[], help="a manifest of driver or VBIOS, XML")
+    command.add_argument("--ocsp", type=Path, action="append", default=[], help="an OCSP answer, DER")
+    command.add_argument("--nras", type=Path, help="NVIDIA's remote appraisal of the same evidence; needs --jwks")
+    command.add_argument("--jwks", type=Path, help="the keys of NVIDIA's appraisal service")
+    command.add_argument("--policy", type=Path, help="judge by this policy's rules about GPUs")
+    _add_time(command)
+    command.set_defaults(run=_gpu)
+
+    command = some.add_parser("tdx", help="a TDX quote by itself", epilog=_EPILOG)
+    command.add_argument("file", type=Path, help="the quote")
+    command.add_argument("--collateral", type=Path, help="Intel's collateral, JSON; needs the extra tdx")
+    command.add_argument("--policy", type=Path, help="judge by this policy's rules about CPUs")
+    _add_time(command)
+    command.set_defaults(
+        run=lambda p: _print(commands.tdx(_read(p.file), p.collateral and _read(p.collateral), p.policy, _now(p)))
+    )
+
+    command = some.add_parser("collect", help="reports of this machine's devices on a nonce", epilog=_EPILOG)
+    command.add_argument("--cpu", choices=("sev-snp", "sev-snp-vtpm", "tdx", "none"), required=True)
+    command.add_argument("--gpus", choices=("nvidia", "none"), required=True)
+    command.add_argument("--nonce", type=_octets, required=True, help="64 hexadecimal digits")
+    command.set_defaults(run=lambda p: _print_object(devices.collect(p.cpu, p.gpus, p.nonce)))
+
+    command = some.add_parser("show", help="say in words what a file is, and what of it holds", epilog=_EPILOG)
+    command.add_argument("file", type=Path, help="a document, report, quote, certificate, manifest, list or policy")
+    _add_time(command)
+    command.set_defaults(run=lambda p: words.show(_read(p.file), _now(p), colour=sys.stdout.isatty()))
     return parser
+
+
+def _gpu(parsed: argparse.Namespace) -> int:
+    if (parsed.nras is None) != (parsed.jwks is None):
+        raise Unusable("--nras and --jwks belong together")
+    nras = None if parsed.nras is None else (_read(parsed.nras), _read(parsed.jwks))
+    rims, ocsp = [_read(path) for path in parsed.rim], [_read(path) for path in parsed.ocsp]
+    return _print(
+        commands.gpu(
+            _read(parsed.file), _read(parsed.chain), parsed.nonce, rims, ocsp, nras, parsed.policy, _now(parsed)
+        )
+    )
+
+
+def _print(verdict: commands.Verdict, advice: str = "") -> int:
+    _print_object(verdict.as_json())
+    if verdict.status != ACCEPTED:
+        print(f"{verdict.result.upper()} ({verdict.code}): {verdict.reason}.", file=sys.stderr)
+        if advice:
+            print(f"{advice}.", file=sys.stderr)
+    return verdict.status
+
+
+def _print_object(value: dict[str, object]) -> int:
+    print(json.dumps(value, indent=2))
+    return ACCEPTED
 
 
 def _add_judging(command: argparse.ArgumentParser) -> None:
@@ -86,6 +145,18 @@ def _add_judging(command: argparse.ArgumentParser) -> None:
         action="append",
         help="accept simulated reports of this key only: SHA-256 of its SubjectPublicKeyInfo; may be given again",
     )
+
+
+def _add_time(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--time", type=_time, help="judge as of this time, like 2026-11-23T12:00:00Z (default: now)")
+
+
+def _keys(parsed: argparse.Namespace) -> frozenset[bytes] | None:
+    return None if parsed.simulated_key is None else frozenset(parsed.simulated_key)
+
+
+def _now(parsed: argparse.Namespace) -> datetime.datetime:
+    return parsed.time or datetime.datetime.now(datetime.UTC)
 
 
 def _octets(text: str) -> bytes:
@@ -104,130 +175,8 @@ def _time(text: str) -> datetime.datetime:
     return at
 
 
-def _verify(parsed: argparse.Namespace) -> int:
-    document = _read(parsed.file)
-    return _judge(document, parsed.nonce, parsed, parsed.at or datetime.datetime.now(datetime.UTC))
-
-
-def _fetch(parsed: argparse.Namespace) -> int:
-    Policy.from_toml(parsed.policy)  # A bad policy is told before a backend is asked.
-    nonce = os.urandom(NONCE_SIZE)
-    document = _download(parsed.url, nonce)
-    print(f"nonce: {nonce.hex()}")
-    if parsed.out is not None:
-        try:
-            parsed.out.write_bytes(document)
-        except OSError as error:
-            raise _Unusable(f"{parsed.out} cannot be written: {error.strerror}") from error
-        print(f"document: {parsed.out}")
-    return _judge(document, nonce, parsed, datetime.datetime.now(datetime.UTC))
-
-
-def _judge(document: bytes, nonce: bytes, parsed: argparse.Namespace, now: datetime.datetime) -> int:
-    policy = Policy.from_toml(parsed.policy)
-    trust = TrustRoots(simulated=None if parsed.simulated_key is None else frozenset(parsed.simulated_key))
-    try:
-        verified = verify(document, nonce=nonce, policy=policy, trust=trust, now=now)
-    except (EvidenceError, VerificationError) as error:
-        print(f"REFUSED at step {error.step} ({error.step.title}): {error}.", file=sys.stderr)
-        print("Send nothing to this backend.", file=sys.stderr)
-        return REFUSED
-    except PolicyError as error:
-        print(f"REFUSED at step {error.step} (policy), {error.claim}: {error}.", file=sys.stderr)
-        print("Send nothing to this backend, or change the policy if you mean to accept this.", file=sys.stderr)
-        return REFUSED
-    simulated = ", which proves nothing about hardware" if verified.provider == "simulated" else ""
-    print(f"VERIFIED: the evidence holds, and the policy {parsed.policy} accepts it.")
-    print(f"CPU evidence     {verified.provider}{simulated}")
-    print(f"signed by        {verified.cpu_key_sha256.hex()} (SHA-256 of the key)")
-    print(f"measurement      {verified.measurement.hex()}")
-    print(f"document SHA-256 {verified.document_sha256.hex()}")
-    print(f"verified at      {verified.verified_at.isoformat(timespec='seconds')}")
-    _print_claims(verified.claims)
-    return 0
-
-
-def _show(parsed: argparse.Namespace) -> int:
-    try:
-        evidence = Evidence.parse(_read(parsed.file))
-        claims = Claims.parse(evidence.claims)
-    except EvidenceError as error:
-        print(f"This is no evidence document of version 1: {error}.", file=sys.stderr)
-        return REFUSED
-    print("NOT VERIFIED: this is what the document says; nothing of it was checked. `verify` checks.")
-    print(f"nonce            number {evidence.nonces.index} of {evidence.nonces.size} in its round")
-    print(f"CPU evidence     {evidence.cpu.provider}, {len(evidence.cpu.report)} bytes")
-    print(f"certificates     {len(evidence.cpu.certificates)}")
-    print(f"GPU evidence     {len(evidence.gpu)} bytes{' (none)' if evidence.gpu == b'[]' else ''}")
-    _print_claims(claims)
-    return 0
-
-
-def _print_claims(claims: Claims) -> None:
-    ehbp = claims.ehbp_key_configuration
-    print(f"replica          {claims.replica}")
-    print(f"gateway path     {claims.gateway_path}")
-    print(f"keys             {claims.key_configurations.hex()[:64]}... ({len(claims.key_configurations)} bytes)")
-    print(f"EHBP key         {'none' if ehbp is None else ehbp.hex()}")
-    print(f"keys expire      {_date(claims.keys_expire_at)}")
-    print(f"TLS key SHA-256  {'none: no TLS' if claims.tls_spki_sha256 is None else claims.tls_spki_sha256.hex()}")
-    for model in claims.models:
-        aliases = f" (also {', '.join(model.aliases)})" if model.aliases else ""
-        print(f"model            {model.id}{aliases}, {model.task}, weights {model.weights_root.hex()}")
-    print(f"configuration    {claims.configuration_sha256.hex()}")
-    print(f"padding          {claims.padding}")
-    print(f"software         {claims.software_version}")
-    print(f"GPU CC mode      {claims.cc_mode}{' (there is no GPU)' if claims.cc_mode == 'none' else ''}")
-    print(f"issued at        {_date(claims.issued_at)}")
-
-
-def _date(seconds: int) -> str:
-    try:
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
-    except (ValueError, OverflowError, OSError):
-        return f"{seconds} s after 1970, beyond the calendar"
-
-
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(LIMITS.document + 1)
-    except (OSError, ValueError) as error:
-        raise _Unusable(f"{path} cannot be read: {error}") from error
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Evidence of another server than the one named would be about that other server."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
-    ) -> None:
-        return None
-
-
-def _download(url: str, nonce: bytes) -> bytes:
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise _Unusable(f"{url} is no address: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise _Unusable("give the backend's address as http://host:port or https://host:port")
-    request = f"{url.rstrip('/')}/.well-known/attestation?nonce={nonce.hex()}"
-    deadline = time.monotonic() + _FETCH_SECONDS
-    document = bytearray()
-    try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS) as answer:
-            while part := answer.read1(65536):
-                document += part
-                if len(document) > LIMITS.document:
-                    raise _NotFetched(f"the answer is larger than {LIMITS.document} bytes, no evidence document is")
-                if time.monotonic() > deadline:
-                    raise _NotFetched(f"the answer took more than {_FETCH_SECONDS:.0f} s")
-    except urllib.error.HTTPError as error:
-        raise _NotFetched(f"the backend answered with status {error.code} instead of evidence") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _NotFetched(f"no evidence came from {url}: {error}") from error
-    return bytes(document)
+    return commands.read(path)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class Limits:
     """What Azure's paravisor hashes into a report; real ones have 1.2 KiB."""
     collateral: int = 512 * 1024
     """One piece of collateral; NVIDIA's manifests have about 25 KB, AMD's lists 2 KB."""
+    fetched: int = 1024 * 1024
+    """One answer of a vendor's service."""
     rims: int = 32
     ocsp: int = 64
     policy: int = 1024 * 1024

@@ -121,6 +121,24 @@ class Policy:
         )
 
     @classmethod
+    def self_check(cls, provider: str, cc_mode: str, gpus: bool) -> Self:
+        """For a backend's own evidence: that it holds and is of the hardware that the configuration names.
+
+        Whether it is enough, and whether the vendors' collateral is there already, is for each client's policy.
+        """
+        return replace(
+            cls.accept_simulated(),
+            cpu=rules.Cpu(frozenset({provider})),
+            vmpl=hardware_rules.Vmpl("any"),
+            tdx_status=hardware_rules.TdxStatus("any"),
+            cpu_revocation=hardware_rules.CpuRevocation("optional"),
+            gpu=hardware_rules.Gpu("required" if gpus else "none"),
+            cc_mode=hardware_rules.CcMode(frozenset({cc_mode})),
+            gpu_rims=hardware_rules.GpuRims("optional"),
+            gpu_revocation=hardware_rules.GpuRevocation("optional"),
+        )
+
+    @classmethod
     def from_toml(cls, source: bytes | PathLike[str]) -> Self:
         """Reads a policy: `bytes` are its text, a path is its file. Raises `PolicyFileError`."""
         file = policy_file.PolicyFile(source)

@@ -20,11 +20,11 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from attestation.collect import Collector, NoEndorsements, NoGpus
-from attestation.errors import AttestationError
+from attestation.collect import Collector
+from attestation.devices import Devices
+from attestation.errors import AttestationError, CollectionError
 from attestation.evidence import Claims, ModelClaim
 from attestation.policy import Policy
-from attestation.simulated.device import SimulatedCpu
 from attestation.trust import TrustRoots
 from attestation.verify import verify
 from inference.channel import keyconfig
@@ -47,6 +47,9 @@ _GRACE_S = 20
 """Streams in progress may end within this time after SIGTERM."""
 
 
+_FIRST_TRIES = 4
+"""Of the first evidence. Each may find one more certificate that has to be fetched: VCEK, then chain."""
+_REFRESH_S = 60.0
 _KEEP_ALIVE_S = 75
 """Longer than most clients and balancers keep an idle connection, so that no request meets one that is closing."""
 
@@ -62,8 +65,13 @@ class Backend:
         self._manifests = {model.id: _manifest(model, self._folders[model.id]) for model in config.models}
         self._keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
         self._tls, self._spki = _tls(config)
+        self._devices = _devices(config)
         self._evidence = EvidenceService(
-            Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), self._claims
+            Collector(self._devices.cpu, self._devices.gpus, self._devices.endorsements),
+            self._claims,
+            interval=config.evidence.interval_s,
+            round_nonces=config.evidence.round_nonces,
+            clients=config.evidence.max_clients,
         )
         self._engines: list[Engine] = []
 
@@ -91,14 +99,15 @@ class Backend:
         server = _Server(gateway, config, self._tls)
         starting = asyncio.create_task(self._start(server))
         rotating = asyncio.create_task(self._rotate())
+        refreshing = asyncio.create_task(self._refresh())
         try:
             await server.serve(sockets=[_listen(config.server.host, config.server.port)])
         finally:
             if self.lifecycle.serving:
                 self.lifecycle.advance(Step.DRAINING)
-            for task in (starting, rotating):
+            for task in (starting, rotating, refreshing):
                 task.cancel()
-            await asyncio.gather(starting, rotating, return_exceptions=True)
+            await asyncio.gather(starting, rotating, refreshing, return_exceptions=True)
             pool.close()
             await asyncio.gather(*(engine.stop() for engine in self._engines))
         return self.lifecycle.step is not Step.FAILED
@@ -109,6 +118,8 @@ class Backend:
             self._advance(Step.EVIDENCE)
             await self._verify_own_evidence()
             self._advance(Step.SELF_VERIFIED)
+            self._advance(Step.GPU_READY)
+            await asyncio.to_thread(self._set_ready)
             self._advance(Step.WEIGHTS)
             await self._check_weights()
             self._advance(Step.ENGINES)
@@ -130,13 +141,39 @@ class Backend:
     async def _verify_own_evidence(self) -> None:
         nonce = os.urandom(32)
         try:
-            document = await self._evidence.document(nonce)
+            await asyncio.to_thread(self._devices.refresh)
+            document = await self._first_document(nonce)
             now = datetime.datetime.now(datetime.UTC)
-            # The clients' verifier. Simulated evidence is all that this release can collect, so accepting it here
-            # checks the document and its binding; whether it is enough is for each client's policy.
-            verify(document, nonce=nonce, policy=Policy.accept_simulated(), trust=TrustRoots(), now=now)
+            # The clients' verifier.
+            policy = Policy.self_check(
+                self._devices.cpu.provider, self._devices.cc_mode(), self._config.evidence.gpus != "none"
+            )
+            verify(document, nonce=nonce, policy=policy, trust=TrustRoots(), now=now)
         except (AttestationError, EvidenceUnavailable) as error:
-            raise StepFailed(f"this backend's own evidence does not verify ({type(error).__name__})") from error
+            raise StepFailed(
+                f"this backend's own evidence does not verify ({type(error).__name__}: {error}). "
+                "`cloister preflight` says what of this machine is not as it should be"
+            ) from error
+
+    async def _first_document(self, nonce: bytes) -> bytes:
+        """Waits for certificates that the host does not give and the vendor's service does."""
+        for _ in range(_FIRST_TRIES - 1):
+            try:
+                return await self._evidence.document(nonce)
+            except EvidenceUnavailable:
+                await asyncio.to_thread(self._devices.refresh)
+        return await self._evidence.document(nonce)
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            await asyncio.to_thread(self._devices.refresh)
+
+    def _set_ready(self) -> None:
+        try:
+            self._devices.set_ready()
+        except CollectionError as error:
+            raise StepFailed(str(error)) from error
 
     async def _check_weights(self) -> None:
         for model in self._config.models:
@@ -197,7 +234,7 @@ class Backend:
             configuration_sha256=config.sha256,
             padding=config.channel.padding.value,
             software_version=importlib.metadata.version("cloister"),
-            cc_mode="none",
+            cc_mode=self._devices.cc_mode(),
             issued_at=int(time.time()),
             keys_expire_at=int(self._keys.expires_at),
         )
@@ -269,6 +306,13 @@ def _manifest(model: Model, folder: Path) -> Manifest:
         return Manifest.load(model.manifest) if model.manifest is not None else lock(folder)
     except WeightsError as error:
         raise StepFailed(f"{model.id}: {error}") from error
+
+
+def _devices(config: Config) -> Devices:
+    try:
+        return Devices.of(config.evidence.cpu, config.evidence.gpus)
+    except CollectionError as error:
+        raise StepFailed(f"evidence.cpu or evidence.gpus: {error}") from error
 
 
 def _tls(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:

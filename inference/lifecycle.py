@@ -11,6 +11,7 @@ class Step(StrEnum):
     KEYS = "KEYS"
     EVIDENCE = "EVIDENCE"
     SELF_VERIFIED = "SELF_VERIFIED"
+    GPU_READY = "GPU_READY"
     WEIGHTS = "WEIGHTS"
     ENGINES = "ENGINES"
     SERVING = "SERVING"
@@ -22,7 +23,8 @@ NEXT: dict[Step, frozenset[Step]] = {
     Step.PREFLIGHT: frozenset({Step.KEYS, Step.FAILED}),
     Step.KEYS: frozenset({Step.EVIDENCE, Step.FAILED}),
     Step.EVIDENCE: frozenset({Step.SELF_VERIFIED, Step.FAILED}),
-    Step.SELF_VERIFIED: frozenset({Step.WEIGHTS, Step.FAILED}),
+    Step.SELF_VERIFIED: frozenset({Step.GPU_READY, Step.FAILED}),
+    Step.GPU_READY: frozenset({Step.WEIGHTS, Step.FAILED}),
     Step.WEIGHTS: frozenset({Step.ENGINES, Step.FAILED}),
     Step.ENGINES: frozenset({Step.SERVING, Step.FAILED}),
     Step.SERVING: frozenset({Step.DRAINING, Step.FAILED}),
@@ -35,12 +37,16 @@ WAITS_FOR: dict[Step, str] = {
     Step.KEYS: "making the channel's keys",
     Step.EVIDENCE: "collecting evidence for the keys",
     Step.SELF_VERIFIED: "the clients' verifier accepted this backend's own evidence",
+    Step.GPU_READY: "setting the GPUs ready, which they refuse to compute before",
     Step.WEIGHTS: "checking the models' files against their manifests",
     Step.ENGINES: "starting the engines",
     Step.SERVING: "nothing",
     Step.DRAINING: "streams in progress to end",
     Step.FAILED: "an operator",
 }
+
+
+_VERIFIED = frozenset({Step.SELF_VERIFIED, Step.GPU_READY, Step.WEIGHTS, Step.ENGINES, Step.SERVING, Step.DRAINING})
 
 
 class StepFailed(Exception):
@@ -64,7 +70,7 @@ class Lifecycle:
     @property
     def evidence_ready(self) -> bool:
         """Whether evidence may be shown: it has passed the clients' verifier."""
-        return self.step in (Step.SELF_VERIFIED, Step.WEIGHTS, Step.ENGINES, Step.SERVING, Step.DRAINING)
+        return self.step in _VERIFIED
 
     @property
     def serving(self) -> bool:

@@ -1,8 +1,8 @@
 """NVIDIA's remote attestation service (NRAS) as an alternative appraisal: its signed verdict, verified offline.
 
-The answer is a detached EAT (RFC 9711): `[["JWT", overall], {"GPU-0": jwt, ...}]`. A JWS in compact form (RFC 7515) with
-one algorithm, ES384, is three base64url parts and one signature: no library is needed, and nothing can be talked into
-another algorithm.
+The answer is a detached EAT (RFC 9711): `[["JWT", overall], {"GPU-0": jwt, ...}]`. A JWS in compact form (RFC 7515)
+with one algorithm, ES384, is three base64url parts and one signature: no library is needed, and nothing can be talked
+into another algorithm.
 """
 
 import base64

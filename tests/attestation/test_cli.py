@@ -1,6 +1,7 @@
 """The command line, run as a program; `fetch` against real HTTP servers on loopback."""
 
 import http.server
+import json
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.limits import LIMITS
 from attestation.policy import Policy
 from attestation.simulated.device import SimulatedCpu
-from tests.attestation.support import NONCE, NONCES, ROOT, document, with_claims
+from tests.attestation.support import NONCE, NONCES, ROOT, OddCpu, document, with_claims
 
 AT = "2026-11-23T02:13:20Z"
 """`support.NOW`."""
@@ -45,37 +47,52 @@ def policy(tmp_path: Path) -> Path:
     return path
 
 
+def verdict(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def test_verify(evidence: Path, policy: Path) -> None:
-    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--at", AT)
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--time", AT)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("VERIFIED")
-    for words in ("proves nothing about hardware", "demo/llama (also latest, llama), generate, weights 1111", "alpha"):
-        assert words in done.stdout
+    found = verdict(done)
+    assert (found["result"], found["code"]) == ("accepted", "accepted")
+    assert [check["code"] for check in found["checks"]] == [
+        "document.structure", "nonce", "simulated.report", "binding.report_data", "gpu.mode", "policy",
+    ]  # fmt: skip
+    assert found["evidence"]["replica"] == "alpha"
+    assert found["evidence"]["models"][0] == {
+        "id": "demo/llama", "task": "generate", "aliases": ["latest", "llama"], "weights_root": "11" * 32,
+    }  # fmt: skip
 
 
-def test_verify_refuses_and_says_at_which_step(evidence: Path, policy: Path) -> None:
+def test_verify_refuses_with_step_code_and_status(evidence: Path, policy: Path) -> None:
     cases = [
-        (("--nonce", NONCES[0].hex(), "--at", AT), "step 2 (nonce)"),
-        (("--nonce", NONCE.hex(), "--at", AT, "--simulated-key", "00" * 32), "step 3 (cpu report)"),
-        (("--nonce", NONCE.hex(), "--at", "2026-11-23T02:30:00+00:00"), "step 6 (policy), maximum_age_s"),
-        (("--nonce", NONCE.hex(), "--at", "2020-01-01T00:00:00Z"), "step 3 (cpu report)"),
+        (("--nonce", NONCES[0].hex(), "--time", AT), "nonce.other", 1),
+        (("--nonce", NONCE.hex(), "--time", AT, "--simulated-key", "00" * 32), "simulated.report", 2),
+        (("--nonce", NONCE.hex(), "--time", "2026-11-23T02:30:00+00:00"), "policy.maximum_age_s", 5),
+        (("--nonce", NONCE.hex(), "--time", "2020-01-01T00:00:00Z"), "simulated.report", 2),
     ]
-    for arguments, words in cases:
+    for arguments, code, passed in cases:
         done = run("verify", evidence, "--policy", policy, *arguments)
-        assert (done.returncode, done.stdout) == (1, ""), words
-        assert words in done.stderr
+        found = verdict(done)
+        assert (done.returncode, found["result"], found["code"]) == (10, "rejected", code)
+        assert found["evidence"] == {}
+        assert len(found["checks"]) == passed
+        assert f"REJECTED ({code})" in done.stderr
         assert "Send nothing to this backend" in done.stderr
     evidence.write_bytes(evidence.read_bytes() + b"\n")
-    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--at", AT)
-    assert done.returncode == 1
-    assert "step 1 (structure)" in done.stderr
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--time", AT)
+    assert (done.returncode, verdict(done)["code"]) == (30, "malformed")
+    evidence.write_bytes(document(cpu=OddCpu(provider="sgx")))
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--time", AT)
+    assert (done.returncode, verdict(done)["code"]) == (20, "unsupported")
 
 
 def test_verify_refuses_by_policy_and_says_what_to_write(evidence: Path, policy: Path) -> None:
     policy.write_text(Policy.default(frozenset({bytes(48)})).to_toml())
-    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--at", AT)
-    assert done.returncode == 1
-    assert "step 6 (policy), cpu" in done.stderr
+    done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--time", AT)
+    assert (done.returncode, verdict(done)["code"]) == (10, "policy.cpu")
     assert 'cpu = ["simulated"]' in done.stderr
 
 
@@ -84,9 +101,9 @@ def test_verify_judges_now_unless_told(evidence: Path, policy: Path) -> None:
     past = lambda: 1_600_000_000.0  # noqa: E731 - a clock
     claims = with_claims(issued_at=1_600_000_000, keys_expire_at=1_600_009_000)
     old.write_bytes(document(claims, SimulatedCpu(clock=past)))
-    assert run("verify", old, "--nonce", NONCE.hex(), "--policy", policy).returncode == 1
+    assert run("verify", old, "--nonce", NONCE.hex(), "--policy", policy).returncode == 10
     at = "2020-09-13T12:26:40Z"
-    assert run("verify", old, "--nonce", NONCE.hex(), "--policy", policy, "--at", at).returncode == 0
+    assert run("verify", old, "--nonce", NONCE.hex(), "--policy", policy, "--time", at).returncode == 0
 
 
 def test_usage(evidence: Path, policy: Path, tmp_path: Path) -> None:
@@ -100,8 +117,8 @@ def test_usage(evidence: Path, policy: Path, tmp_path: Path) -> None:
         (("verify", evidence, "--policy", policy), "--nonce"),
         (("verify", evidence, "--nonce", "ab", "--policy", policy), "64 hexadecimal digits"),
         (("verify", evidence, "--nonce", NONCE.hex()[:-1] + " ", "--policy", policy), "64 hexadecimal digits"),
-        (("verify", evidence, *nonce, "--policy", policy, "--at", "2026-11-23T02:13:20"), "time zone"),
-        (("verify", evidence, *nonce, "--policy", policy, "--at", "noon"), "2026"),
+        (("verify", evidence, *nonce, "--policy", policy, "--time", "2026-11-23T02:13:20"), "time zone"),
+        (("verify", evidence, *nonce, "--policy", policy, "--time", "noon"), "2026"),
         (("verify", tmp_path / "absent", *nonce, "--policy", policy), "cannot be read"),
         (("verify", evidence, *nonce, "--policy", tmp_path / "absent"), "cannot be read"),
         (("verify", evidence, *nonce, "--policy", bad_policy), "did you mean 'padding'?"),
@@ -115,17 +132,57 @@ def test_usage(evidence: Path, policy: Path, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_show_does_not_judge(evidence: Path) -> None:
-    evidence.write_bytes(document(with_claims(cc_mode="devtools", keys_expire_at=2**53 - 1)))
-    done = run("show", evidence)
-    assert done.returncode == 0
-    assert done.stdout.startswith("NOT VERIFIED")
-    assert "devtools" in done.stdout
-    assert "number 4 of 7" in done.stdout
-    evidence.write_bytes(b"{}")
-    done = run("show", evidence)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no evidence document" in done.stderr
+def test_show_says_what_holds_and_what_was_not_checked(evidence: Path) -> None:
+    evidence.write_bytes(document(with_claims(keys_expire_at=2**53 - 1)))
+    done = run("show", evidence, "--time", AT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "number 4 of the 7" in done.stdout
+    assert "\u2713 the report is signed by a simulated CPU, which proves nothing about hardware" in done.stdout
+    assert "not checked: whether you accept all this" in done.stdout
+    assert "\u2717" not in done.stdout
+    assert "\x1b" not in done.stdout, "colour is for terminals"
+    evidence.write_bytes(document(with_claims(cc_mode="devtools")))
+    done = run("show", evidence, "--time", AT)
+    assert done.returncode == 10
+    assert "\u2717 the claims say that the GPUs' mode is devtools" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"{}", 30, "none of the kinds"),
+        (b"", 0, ""),
+        (b"\x02" + bytes(1183), 30, "signature algorithm"),
+        (b"HCLA", 30, ""),
+        (b"\x11\xe0", 30, "request"),
+        (b"<a/>", 30, "not a software identity"),
+        (b"-----BEGIN CERTIFICATE-----", 30, "certificates"),
+        (b"-----BEGIN X509 CRL-----", 30, "revoked"),
+        (b"\x04\x00\x02\x00\x81\x00\x00\x00", 30, ""),
+        (b'{"not_checked":1}', 30, "verdict"),
+        (Policy.accept_simulated().to_toml().encode(), 0, "every claim is decided"),
+        (b"paddin = 1", 30, "unknown key"),
+        (bytes(range(256)), 30, "none of the kinds"),
+    ],
+)
+def test_show_takes_anything(data: bytes, status: int, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    done = run("show", path)
+    if data:
+        assert done.returncode == status, done.stdout
+    assert words in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_show_reads_a_verdict_again(evidence: Path, policy: Path, tmp_path: Path) -> None:
+    for arguments, status in (((), 0), (("--simulated-key", "00" * 32), 10)):
+        path = tmp_path / "verdict.json"
+        done = run("verify", evidence, "--nonce", NONCE.hex(), "--policy", policy, "--time", AT, *arguments)
+        path.write_text(done.stdout)
+        shown = run("show", path)
+        assert (done.returncode, shown.returncode) == (status, status)
+        assert "\u2713 the document follows its format" in shown.stdout
 
 
 Handle = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -173,19 +230,18 @@ def test_fetch(policy: Path, tmp_path: Path) -> None:
         for address in (url, f"{url}/"):
             done = run("fetch", address, "--policy", policy, "--out", out)
             assert (done.returncode, done.stderr) == (0, "")
-            assert "VERIFIED" in done.stdout
-    nonce = done.stdout.split("nonce: ")[1][:64]
+            assert verdict(done)["result"] == "accepted"
+    nonce = verdict(done)["evidence"]["nonce"]
     again = run("verify", out, "--nonce", nonce, "--policy", policy)
     assert again.returncode == 0
-    assert run("verify", out, "--nonce", NONCE.hex(), "--policy", policy).returncode == 1
+    assert run("verify", out, "--nonce", NONCE.hex(), "--policy", policy).returncode == 10
 
 
 def test_fetch_refuses_a_document_that_was_made_before(policy: Path, tmp_path: Path) -> None:
     out = tmp_path / "fetched.json"
     with serving(lambda handler: answer(handler, document())) as url:
         done = run("fetch", url, "--policy", policy, "--out", out)
-    assert done.returncode == 1
-    assert "step 2 (nonce)" in done.stderr
+    assert (done.returncode, verdict(done)["code"]) == (10, "nonce.other")
     assert out.exists()
 
 
@@ -208,20 +264,21 @@ def test_fetch_refuses_what_is_no_evidence(policy: Path) -> None:
         (redirect, "status 302"),
         (endless, "larger than"),
         (lambda handler: answer(handler, b"", 503), "status 503"),
-        (lambda handler: answer(handler, b"<html>"), "step 1 (structure)"),
-        (lambda handler: answer(handler, b""), "step 1 (structure)"),
         (lambda handler: handler.wfile.write(b"nonsense\r\n\r\n"), "no evidence came"),
         (lambda handler: None, "no evidence came"),
     ]
     for handle, words in cases:
         with serving(handle) as url:
             done = run("fetch", url, "--policy", policy)
-        assert done.returncode == 1, words
+        assert (done.returncode, done.stdout) == (2, ""), words
         assert words in done.stderr
         assert "Traceback" not in done.stderr
     done = run("fetch", url, "--policy", policy)  # Nobody listens there any more.
-    assert done.returncode == 1
-    assert "NOT VERIFIED" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    for body in (b"<html>", b""):
+        with serving(lambda handler, body=body: answer(handler, body)) as url:  # type: ignore[misc]
+            done = run("fetch", url, "--policy", policy)
+        assert (done.returncode, verdict(done)["code"]) == (30, "malformed")
 
 
 def test_fetch_with_a_bad_policy_asks_nobody(policy: Path) -> None:

@@ -1,0 +1,146 @@
+"""The SEV-SNP device inside the guest: reports through configfs-tsm, or /dev/sev-guest where the kernel lacks that.
+
+Linux, include/uapi/linux/sev-guest.h; AMD, "SEV Secure Nested Paging Firmware ABI Specification" (56860), 7.3, and
+"Guest Hypervisor Communication Block Standardization" (56421), 4.1.8.
+"""
+
+import ctypes
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from attestation.errors import CollectionError, EvidenceError
+from attestation.evidence import CpuEvidence
+from attestation.limits import LIMITS
+from attestation.snp.report import SnpReport
+from attestation.snp.table import certificates
+from attestation.tsm.device import Tsm
+
+PROVIDER = "sev-snp"
+GUEST = Path("/dev/sev-guest")
+GET_REPORT, GET_EXT_REPORT = 0xC0205300, 0xC0205302
+_REPORT_DATA_SIZE = 64
+_REQUEST = struct.Struct("<64sI28x")
+_EXT_REQUEST = struct.Struct("<64sI28xQI4x")
+_ARGUMENT = struct.Struct("<B7xQQQ")
+_MESSAGE_VERSION = 1
+_RESPONSE_SIZE = 4000
+_REPORT_AT = 0x20
+_EXIT_AT = 24
+_VMM_INVALID_LENGTH, _VMM_BUSY = 1, 2
+_TRIES, _PAUSE_S = 8, 0.25
+
+
+class Ioctl(Protocol):
+    """`fcntl.ioctl`, as it is used here."""
+
+    def __call__(self, descriptor: int, request: int, argument: bytearray, mutate: bool, /) -> int: ...
+
+
+class SevSnp:
+    """AMD SEV-SNP.
+
+    `vendor` gives VEK, ASK and ARK (DER) for a report where the host did not; it raises `CollectionError` until it can.
+    """
+
+    provider = PROVIDER
+
+    def __init__(
+        self,
+        vendor: Callable[[SnpReport], tuple[bytes, ...]],
+        tsm: Tsm | None = None,
+        guest: Path = GUEST,
+        ioctl: Ioctl = fcntl.ioctl,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._vendor = vendor
+        self._tsm = tsm or Tsm()
+        self._guest = guest
+        self._ioctl = ioctl
+        self._sleep = sleep
+
+    def __repr__(self) -> str:
+        return "SevSnp()"
+
+    def report(self, report_data: bytes) -> CpuEvidence:
+        """A report that carries `report_data`, 64 bytes, with its certificates. Raises `CollectionError`."""
+        if len(report_data) != _REPORT_DATA_SIZE:
+            raise CollectionError(f"report data has {_REPORT_DATA_SIZE} bytes")
+        if self._tsm.present:
+            found = self._tsm.report(report_data, "sev_guest")
+            report, table = found.outblob, found.auxblob
+        elif self._guest.exists():
+            report, table = self._from_guest(report_data)
+        else:
+            raise CollectionError(
+                f"this machine has neither configfs-tsm nor {self._guest}: is it an SEV-SNP guest, with the kernel's "
+                "sev-guest module loaded? Behind Azure's paravisor set evidence.cpu to sev-snp-vtpm"
+            )
+        # What is wrong here is found here, and not by every client.
+        try:
+            parsed = SnpReport.parse(report)
+            chain = certificates(table, parsed.signing_key) if table else None
+        except EvidenceError as error:
+            raise CollectionError(f"the machine gave no evidence that can be used: {error}") from error
+        if parsed.report_data != report_data:
+            raise CollectionError("the machine gave a report for other report data")
+        return CpuEvidence(PROVIDER, report, chain or self._vendor(parsed))
+
+    def _from_guest(self, report_data: bytes) -> tuple[bytes, bytes]:
+        """(report, certificate table) through the extended request; the table may be empty."""
+        try:
+            descriptor = os.open(self._guest, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise CollectionError(f"{self._guest} cannot be opened ({error.strerror}); it takes root") from error
+        try:
+            table = bytearray(4096)
+            for _ in range(_TRIES):
+                address = _address(table)
+                request = bytearray(_EXT_REQUEST.pack(report_data, 0, address, len(table)))
+                response, wanted = self._ask(descriptor, GET_EXT_REPORT, request)
+                if response is not None:
+                    return response, bytes(table) if any(table) else b""
+                # The host has more certificates than fit: it wrote how many bytes into the request.
+                size = _EXT_REQUEST.unpack(request)[3] if wanted else 0
+                if not len(table) < size <= LIMITS.auxblob:
+                    raise CollectionError(f"the host wants to give {size} bytes of certificates")
+                table = bytearray(-(-size // 4096) * 4096)
+            raise CollectionError("the host keeps asking for a larger buffer for its certificates")
+        finally:
+            os.close(descriptor)
+
+    def _ask(self, descriptor: int, code: int, request: bytearray) -> tuple[bytes | None, bool]:
+        """(report, False), or (None, True) where the host wants a larger buffer. Waits while it is busy."""
+        for attempt in range(_TRIES):
+            response = bytearray(_RESPONSE_SIZE)
+            argument = bytearray(_ARGUMENT.pack(_MESSAGE_VERSION, _address(request), _address(response), 0))
+            failed: OSError | None = None
+            try:
+                self._ioctl(descriptor, code, argument, True)
+            except OSError as error:
+                failed = error
+            exit_info = int.from_bytes(argument[_EXIT_AT : _EXIT_AT + 8], "little")
+            firmware, host = exit_info & 0xFFFFFFFF, exit_info >> 32
+            if host == _VMM_INVALID_LENGTH:
+                return None, True
+            if host == _VMM_BUSY:
+                self._sleep(_PAUSE_S * 2**attempt)
+                continue
+            if failed is not None or firmware or host:
+                reason = failed.strerror if failed is not None else "no error of the kernel"
+                raise CollectionError(
+                    f"{self._guest} gave no report: {reason}; firmware error {firmware:#x}, host error {host:#x}"
+                )
+            status, size = struct.unpack_from("<II", response)
+            if status or _REPORT_AT + size > len(response):
+                raise CollectionError(f"the firmware gave no report: status {status:#x}")
+            return bytes(response[_REPORT_AT : _REPORT_AT + size]), False
+        raise CollectionError("the host is busy; it limits how often the platform signs")
+
+
+def _address(buffer: bytearray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
