@@ -13,6 +13,7 @@ from attestation import strict
 from attestation.checks import Checks
 from attestation.errors import EvidenceError, Step, VerificationError
 from attestation.limits import LIMITS, Limits
+from attestation.nvidia.rim import Rim
 from attestation.nvidia.verify import VerifiedGpu, verify_gpu
 from attestation.trust import TrustRoots
 
@@ -113,14 +114,18 @@ def verify_bundle(
     """Every GPU of a bundle, all on one nonce. Raises `AttestationError`, or returns at least one.
 
     1. Structure: the bundle is in its canonical form.
-    2. Each GPU by `verify_gpu`; its architecture is the one that the bundle gives.
-    3. All are different devices, of one architecture, in one state.
+    2. Each GPU by `verify_gpu`; its architecture is the one that the bundle gives, and whether it is under protected
+       PCIe, where its driver reports that.
+    3. All are different devices, of one architecture, in one state. Under protected PCIe it is noted that the
+       NVSwitches were not checked.
     """
     # 1. Structure
     parsed = parse_bundle(bundle)
 
     # 2. Each GPU
     found: list[BundledGpu] = []
+    # Read once, not once for each GPU: a document may bring many, and each is for at most a few.
+    manifests = [Rim.parse(rim) for rim in rims]
     for place, item in enumerate(parsed):
         own = Checks()
         try:
@@ -131,13 +136,15 @@ def verify_bundle(
                 roots=roots,
                 now=now,
                 checks=own,
-                rims=rims,
+                rims=manifests,
                 ocsp=ocsp,
             )
         finally:
             checks.add(own, f"GPU {place}")
         if gpu.architecture != item.architecture:
             raise _wrong("architecture", f"GPU {place} is a {gpu.architecture}, the evidence says {item.architecture}")
+        if gpu.protected_pcie not in (None, item.multi_gpu == "protected-pcie"):
+            raise _wrong("state", f"GPU {place} reports another mode of several GPUs than the evidence says")
         found.append(BundledGpu(gpu, item.cc_mode))
 
     # 3. Together
@@ -145,8 +152,11 @@ def verify_bundle(
         raise _wrong("duplicate", "the evidence has one GPU twice")
     if len({gpu.gpu.architecture for gpu in found}) != 1:
         raise _wrong("architecture", "the GPUs are of different architectures")
-    if len({gpu.cc_mode for gpu in found}) != 1:
-        raise _wrong("state", "the GPUs are in different confidential-computing modes")
+    # The state is the machine's, so one machine cannot read two.
+    if len({(item.cc, item.devtools, item.multi_gpu) for item in parsed}) != 1:
+        raise _wrong("state", "the evidence gives the GPUs different confidential-computing states")
+    if parsed[0].multi_gpu == "protected-pcie":
+        checks.lacks("gpu.switches", "NVSwitches carry traffic between the GPUs, and their evidence is not covered yet")
     checks.ok("gpu.count", f"{len(found)} different GPUs, confidential computing {found[0].cc_mode}")
     return tuple(found)
 

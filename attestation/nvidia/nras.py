@@ -106,13 +106,16 @@ def _keys(jwks: bytes) -> dict[str, ec.EllipticCurvePublicKey]:
             ).public_key()
         except ValueError as error:
             raise EvidenceError("the service's key set has a key that is not on P-384") from error
-        found[str(entry.get("kid"))] = key
+        name = entry.get("kid")
+        if not isinstance(name, str) or name in found:
+            raise EvidenceError("the service's key set has a key without a name of its own")
+        found[name] = key
     return found
 
 
 def _verified(token: str, keys: dict[str, ec.EllipticCurvePublicKey]) -> dict[str, object]:
     parts = token.split(".")
-    if len(parts) != 3:
+    if len(parts) != 3 or not token.isascii():
         raise EvidenceError("a token of NVIDIA's verdict does not have three parts")
     header = _json(_base64url(parts[0]), "a token's header")
     if not isinstance(header, dict) or header.get("alg") != "ES384" or "crit" in header:
@@ -143,7 +146,10 @@ def _check_times(claims: dict[str, object], now: datetime.datetime) -> datetime.
         raise EvidenceError("a token of NVIDIA's verdict does not say when it is valid")
     if not max(start, issued) <= seconds < end:
         raise _wrong("validity", "NVIDIA's verdict is not valid at this time; ask for a new one")
-    return datetime.datetime.fromtimestamp(end, datetime.UTC)
+    try:
+        return datetime.datetime.fromtimestamp(end, datetime.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise EvidenceError("a token of NVIDIA's verdict is valid beyond the calendar") from error
 
 
 def _json(data: bytes, what: str) -> object:

@@ -62,6 +62,7 @@ def _load(der: bytes) -> ocsp.OCSPResponse:
         _ = answer.serial_number, answer.certificate_status, answer.this_update_utc, answer.next_update_utc
         _ = answer.issuer_name_hash, answer.issuer_key_hash, answer.hash_algorithm, answer.certificates
         _ = answer.signature_hash_algorithm, answer.responder_name, answer.responder_key_hash
+        _ = answer.revocation_reason, [(item.subject, _key_bits(item)) for item in answer.certificates]
     except Exception as error:  # The library's errors for odd answers have no common base.
         raise EvidenceError("an OCSP answer cannot be read") from error
     return answer

@@ -11,7 +11,7 @@ import copy
 import datetime
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self, cast
@@ -185,15 +185,17 @@ def rim_ids(report: GpuReport, architecture: str) -> tuple[str, str]:
     return driver, f"NV_GPU_VBIOS_{report.project}_{report.project_sku}_{report.chip_sku}_{version}"
 
 
-def compare(measurements: Mapping[int, bytes], driver: Rim, vbios: Rim, *, nvdec0_on: bool) -> int:
+def compare(measurements: Mapping[int, bytes], rims: Sequence[Rim], *, nvdec0_on: bool) -> int:
     """How many measurements agree; every one that a manifest names has to, but for one exception.
 
     Manifest index 35 is about video decoder 0: where that is off, its measurement may be another.
     Raises `VerificationError`: `gpu.rim.overlap`, `gpu.measurements`.
     """
-    if overlap := driver.measurements.keys() & vbios.measurements.keys():
-        raise _wrong("rim.overlap", f"both manifests name the measurements {_list(overlap)}")
-    wanted = {**driver.measurements, **vbios.measurements}
+    wanted: dict[int, frozenset[bytes]] = {}
+    for rim in rims:
+        if overlap := rim.measurements.keys() & wanted.keys():
+            raise _wrong("rim.overlap", f"both manifests name the measurements {_list(overlap)}")
+        wanted.update(rim.measurements)
     differing = {index for index, accepted in wanted.items() if measurements.get(index) not in accepted}
     excused = set() if nvdec0_on else {_NVDEC0_INDEX + 1}
     if differing - excused:

@@ -16,13 +16,16 @@ _REQUEST_SIZE = 37
 _RESPONSE = bytes.fromhex("1160")
 _NONCE_SIZE = 32
 _DMTF = 1
+_RAW = 0x80
+"""Bit of a measurement's type: the value is not a digest."""
 _DIGEST_SIZE = 48
 _SIGNATURE_SIZE = 96
 _PADDING = 16
 """Bytes of zero that may follow the signature; a real report has one."""
 
 _DRIVER_VERSION, _VBIOS_VERSION, _NVDEC0, _PROJECT, _PROJECT_SKU = 3, 6, 11, 17, 18
-_CHIP_SKU, _FWID, _SWITCH_GPU_PDIS, _CHIP_INFO, _FEATURE_FLAG = 15, 20, 26, 35, 36
+_CHIP_SKU, _FWID, _PPCIE, _SWITCH_GPU_PDIS, _CHIP_INFO, _FEATURE_FLAG = 15, 20, 21, 26, 35, 36
+_FLAG_PPCIE = 2
 _NVDEC0_ON, _NVDEC0_OFF = 0xAA, 0x55
 
 
@@ -121,6 +124,16 @@ class GpuReport:
         return found[0] == _NVDEC0_ON
 
     @property
+    def protected_pcie(self) -> bool | None:
+        """Whether the GPU is under protected PCIe; None with drivers that do not report it (535, Blackwell's)."""
+        found = self.opaque.get(_PPCIE)
+        if found is None:
+            return None if self.feature_flag is None else self.feature_flag == _FLAG_PPCIE
+        if found not in (b"\xaa", b"\x55"):
+            raise EvidenceError("the GPU's report does not say whether it is under protected PCIe")
+        return found == b"\xaa"
+
+    @property
     def feature_flag(self) -> int | None:
         """0 one GPU passed through, 1 several, 2 protected PCIe; None where it is not reported."""
         found = self.opaque.get(_FEATURE_FLAG)
@@ -155,11 +168,11 @@ def _measurements(record: bytes, blocks: int) -> Mapping[int, bytes]:
     found: dict[int, bytes] = {}
     for _ in range(blocks):
         index, specification, size = struct.unpack("<BBH", reader.take(4))
-        _, digest_size = struct.unpack("<BH", reader.take(3))
-        if specification != _DMTF or digest_size != _DIGEST_SIZE or size != digest_size + 3:
+        kind, digest_size = struct.unpack("<BH", reader.take(3))
+        if specification != _DMTF or kind & _RAW or digest_size != _DIGEST_SIZE or size != digest_size + 3:
             raise EvidenceError(f"the GPU's measurement {index} is not a SHA-384 digest in DMTF's form")
-        if index == 0 or index in found:
-            raise EvidenceError(f"the GPU's measurement {index} is there twice, or has no index")
+        if index <= max(found, default=0):
+            raise EvidenceError(f"the GPU's measurement {index} is there twice, or not in its place")
         found[index] = reader.take(digest_size)
     if not reader.done or not found:
         raise EvidenceError("the GPU's measurements do not fill their record")

@@ -33,9 +33,12 @@ class VerifiedGpu:
     driver_version: str
     vbios_version: str
     fwid: bytes
+    """The firmware that the GPU's certificate is for, 48 bytes."""
     key_sha256: bytes
     """SHA-256 of the SubjectPublicKeyInfo of the GPU's key: which device it is."""
     feature_flag: int | None
+    protected_pcie: bool | None
+    """Whether the GPU says that it is under protected PCIe; None with drivers that do not report it."""
     rims_checked: bool
     """Whether the measurements were compared with both manifests, of driver and VBIOS."""
     measurements_matched: int
@@ -52,21 +55,22 @@ def verify_gpu(
     roots: TrustRoots,
     now: datetime.datetime,
     checks: Checks,
-    rims: Sequence[bytes] = (),
+    rims: Sequence[bytes | Rim] = (),
     ocsp: Sequence[bytes] = (),
 ) -> VerifiedGpu:
     """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
 
-    `chain`: DER, leaf first, five certificates. `rims`: manifests, XML; those of other products are passed over.
+    `chain`: DER, leaf first, five certificates. `rims`: manifests, XML or parsed and not yet verified; those of other
+    products are passed over.
 
     1. Structure: report and certificates follow their formats (`EvidenceError`).
     2. Chain: up to the pinned Device Identity CA, all valid at `now`.
     3. Signature: ECDSA P-384 with SHA-384 by the leaf over everything before it.
     4. Nonce: the request that the GPU answered carried `nonce`.
     5. Kind: a GPU, not a switch (`UnsupportedError`).
-    6. Firmware: the report's FWID, where the driver reports one, is the certificate's.
+    6. Firmware: the report's FWID is the certificate's. Drivers 535 and 545 report none; this is noted as not checked.
     7. Manifests: of this driver and this VBIOS, signed under the pinned root, valid at `now`; and every measurement
-       that they name is the report's. Without them this is noted as not checked.
+       that they name is the report's. Where one is missing this is noted as not checked, and the other is compared.
     8. Revocation: NVIDIA's OCSP answers. Where one is missing this is noted as not checked.
     """
     # 1. Structure
@@ -102,23 +106,27 @@ def verify_gpu(
 
     # 6. Firmware
     architecture, fwid = gpu_chain.firmware(certificates[0])
-    if parsed.fwid not in (None, fwid):
+    if parsed.fwid is None:
+        checks.lacks("gpu.fwid", "the driver is too old to report which firmware the GPU runs")
+    elif parsed.fwid != fwid:
         raise _wrong("fwid", "the GPU runs another firmware than its certificate is for")
-    checks.ok("gpu.fwid", f"the certificate is for the firmware that the GPU ({architecture}) runs")
+    else:
+        checks.ok("gpu.fwid", f"the certificate is for the firmware that the GPU ({architecture}) runs")
 
     # 7. Manifests
     expires = [certificate.not_valid_after_utc for certificate in certificates]
     # NVIDIA answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
     needed = [(certificates[at], certificates[at + 1]) for at in range(1, len(certificates) - 1)]
-    driver, vbios = _manifests(parsed, architecture, rims, roots, now, checks)
+    manifests = _manifests(parsed, architecture, rims, roots, now, checks)
     matched = 0
-    if driver is not None and vbios is not None:
-        matched = compare(parsed.measurements, driver, vbios, nvdec0_on=parsed.nvdec0_on)
+    if manifests:
+        matched = compare(parsed.measurements, manifests, nvdec0_on=parsed.nvdec0_on)
         checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name are as they say")
-        for rim in (driver, vbios):
-            needed += _pairs(rim.chain)
-            expires.append(rim.valid_until)
-    else:
+    for rim in manifests:
+        needed += _pairs(rim.chain)
+        expires.append(rim.valid_until)
+    rims_checked = {rim.is_vbios for rim in manifests} == {True, False}
+    if not rims_checked:
         checks.lacks("gpu.rim", "NVIDIA's manifest of the driver or the VBIOS was not given")
 
     # 8. Revocation
@@ -132,7 +140,8 @@ def verify_gpu(
         fwid=fwid,
         key_sha256=spki_sha256(certificates[0]),
         feature_flag=parsed.feature_flag,
-        rims_checked=driver is not None and vbios is not None,
+        protected_pcie=parsed.protected_pcie,
+        rims_checked=rims_checked,
         measurements_matched=matched,
         revocation_checked=covered,
         valid_until=min(expires),
@@ -142,21 +151,21 @@ def verify_gpu(
 def _manifests(
     report: GpuReport,
     architecture: str,
-    rims: Sequence[bytes],
+    rims: Sequence[bytes | Rim],
     roots: TrustRoots,
     now: datetime.datetime,
     checks: Checks,
-) -> tuple[Rim | None, Rim | None]:
+) -> tuple[Rim, ...]:
     """The manifests of this driver and this VBIOS among `rims`; each that is there has to verify."""
     found: dict[bool, Rim] = {}
     for data in rims:
-        rim = Rim.parse(data)
+        rim = data if isinstance(data, Rim) else Rim.parse(data)
         if not rim.is_for(architecture, report.driver_version, report.vbios_version):
             continue  # Another GPU's.
         if rim.is_vbios in found:
             raise EvidenceError(f"there are two manifests of the {rim.kind} {rim.version}")
         found[rim.is_vbios] = verify_rim(rim, roots=roots.nvidia_rim, now=now, checks=checks)
-    return found.get(False), found.get(True)
+    return tuple(found.values())
 
 
 def _pairs(chain: Sequence[x509.Certificate]) -> list[tuple[x509.Certificate, x509.Certificate]]:
