@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Self, cast
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -218,7 +218,8 @@ def _root(data: bytes) -> etree._Element:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         raise EvidenceError("the manifest is not XML that can be read") from error
-    if cast(etree._ElementTree, root.getroottree()).docinfo.doctype:
+    about: Any = root.getroottree().docinfo  # The stubs know less of it than there is.
+    if about.doctype:
         raise EvidenceError("the manifest has a document type, which none of NVIDIA's has")
     if root.tag != f"{_SWID}SoftwareIdentity":
         raise EvidenceError("the manifest is not a software identity (SWID) tag")
