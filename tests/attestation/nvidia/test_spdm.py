@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attestation.errors import EvidenceError
 from attestation.nvidia.spdm import GpuReport
-from tests.attestation.nvidia.fake_gpus import Authority, FakeGpu, block, blocks, opaque_fields, request, response
+from tests.attestation.nvidia.authority import Authority, FakeGpu, block, blocks, opaque_fields, request, response
 
 CASES = (
     "blackwell-gb100-575.32",
