@@ -83,11 +83,11 @@ def verify_nras(answer: bytes, jwks: bytes, *, nonce: bytes, now: datetime.datet
 def _split(answer: bytes) -> tuple[str, dict[str, str]]:
     value = _json(answer, "NVIDIA's verdict")
     match value:
-        case [["JWT", str(overall)], dict(submodules)] if submodules and all(
+        case [["JWT", str(overall)], dict(submodules)] if 1 <= len(submodules) <= LIMITS.gpus and all(
             isinstance(token, str) and token.isascii() for token in submodules.values()
         ):
             return overall, submodules
-    raise EvidenceError("NVIDIA's verdict is not an overall token with at least one GPU's")
+    raise EvidenceError(f"NVIDIA's verdict is not an overall token with those of 1 to {LIMITS.gpus} GPUs")
 
 
 def _keys(jwks: bytes) -> dict[str, ec.EllipticCurvePublicKey]:
@@ -166,9 +166,13 @@ def _base64url(text: object) -> bytes:
     if not isinstance(text, str) or not text.isascii():
         raise EvidenceError("a token has a part that is not base64url")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise EvidenceError("a token has a part that is not base64url") from error
+    # The decoder also takes the other alphabet, padding, and bits behind the last byte: nothing signs the third part.
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != text:
+        raise EvidenceError("a token has a part that is not base64url in its one form")
+    return decoded
 
 
 def _wrong(code: str, message: str) -> VerificationError:

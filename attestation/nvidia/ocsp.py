@@ -102,7 +102,7 @@ def _check(
         raise _wrong("revoked", f"NVIDIA has revoked the certificate {certificate.serial_number:x} ({reason})")
     if answer.certificate_status is not ocsp.OCSPCertStatus.GOOD:
         raise _wrong("unknown", f"NVIDIA does not know the certificate {certificate.serial_number:x}")
-    return until
+    return min(until, signer.not_valid_after_utc)
 
 
 def _signer(answer: ocsp.OCSPResponse, issuer: x509.Certificate, now: datetime.datetime) -> x509.Certificate:

@@ -223,6 +223,8 @@ def _root(data: bytes) -> etree._Element:
         raise EvidenceError("the manifest has a document type, which none of NVIDIA's has")
     if root.tag != f"{_SWID}SoftwareIdentity":
         raise EvidenceError("the manifest is not a software identity (SWID) tag")
+    if root.getprevious() is not None or root.getnext() is not None:
+        raise EvidenceError("the manifest has comments or instructions around it, which none of NVIDIA's has")
     for element in root.iter():
         # C14N 1.0, which lxml has, and 1.1 differ in attributes of this namespace only.
         if not isinstance(element.tag, str) or any(str(name).startswith(_XML) for name in element.attrib):
