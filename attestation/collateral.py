@@ -10,7 +10,9 @@ import binascii
 import contextlib
 import datetime
 import http.client
+import ipaddress
 import json
+import socket
 import ssl
 import threading
 import time
@@ -18,14 +20,15 @@ import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from attestation.certificates import load_all
-from attestation.errors import CollectionError, EvidenceError
+from attestation.errors import AttestationError, CollectionError, EvidenceError
 from attestation.limits import LIMITS
 from attestation.snp.report import SnpReport, tcb_levels
 
@@ -33,6 +36,14 @@ AMD_KDS = "https://kdsintf.amd.com"
 AZURE_IMDS = "http://169.254.169.254"
 NVIDIA_RIM = "https://rim.attestation.nvidia.com"
 NVIDIA_OCSP = "https://ocsp.ndis.nvidia.com"
+_LEVELS = (
+    ("fmc", "fmcSPL"),
+    ("bootloader", "blSPL"),
+    ("tee", "teeSPL"),
+    ("snp", "snpSPL"),
+    ("microcode", "ucodeSPL"),
+)
+"""Components and their names in the address of a VCEK, in its order."""
 _DAY = 86_400.0
 _LONGEST = _DAY / 2
 """Seconds after which everything is fetched again, however long it is valid: it may be revoked or renewed."""
@@ -50,17 +61,34 @@ class Request:
 
 
 class FetchFailed(Exception):
-    """`retry_after`: seconds that the server asked to wait; 0 where it did not say."""
+    """`retry_after`: seconds that the server asked to wait; 0 where it did not say. `whole_host`: the server would
+    refuse other requests too, or cannot be reached."""
 
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0, whole_host: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.whole_host = whole_host
 
 
 class Fetch(Protocol):
     """Carries a request out. Raises `FetchFailed`."""
 
     def __call__(self, request: Request) -> bytes: ...
+
+
+@dataclass
+class _Pause:
+    """How long not to ask again, which doubles with each failure in a row."""
+
+    failures: int = 0
+    until: float = 0.0
+    problem: str = ""
+
+    def longer(self, now: float, problem: str, at_least: float) -> None:
+        wait = min(_FIRST_RETRY * 2 ** min(self.failures, 16), _LAST_RETRY)
+        self.failures += 1
+        self.until = now + max(wait, min(at_least, _DAY))
+        self.problem = problem
 
 
 @dataclass
@@ -73,8 +101,8 @@ class _Wish:
     data: bytes | None = None
     expires: float = 0.0
     due: float = 0.0
-    """When to fetch next."""
-    failures: int = 0
+    """When to fetch next, unless there is a pause."""
+    pause: _Pause = field(default_factory=_Pause)
 
 
 @dataclass
@@ -89,8 +117,12 @@ class Collateral:
     nvidia_ocsp: str = NVIDIA_OCSP
     entries: int = 256
     """Things kept at most; the one that was asked for longest ago goes first."""
+    size: int = LIMITS.cached
+    """Bytes kept at most, of all of them."""
     _wishes: "OrderedDict[Request, _Wish]" = field(default_factory=OrderedDict, repr=False)
+    _hosts: dict[str, _Pause] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _refreshing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def amd_certificates(self, report: SnpReport) -> tuple[bytes, ...]:
         """VCEK, ASK, ARK (DER) for a report of version 3 or later. Raises `CollectionError` until they are there."""
@@ -99,21 +131,24 @@ class Collateral:
                 "AMD's service has certificates for VCEKs and by product only; the host has to give those of a "
                 f"{report.signing_key} in a report of version {report.version}"
             )
+        if not any(report.chip_id):
+            raise CollectionError(
+                "the host hides the chip's id (MASK_CHIP_ID), so AMD's service cannot be asked for its certificate"
+            )
         product = report.product
         levels = tcb_levels(product, report.reported_tcb)
-        names = (
-            ("fmc", "fmcSPL"),
-            ("bootloader", "blSPL"),
-            ("tee", "teeSPL"),
-            ("snp", "snpSPL"),
-            ("microcode", "ucodeSPL"),
-        )
-        query = "&".join(f"{name}={levels[part]:02d}" for part, name in names if part in levels)
+        query = "&".join(f"{name}={levels[part]:02d}" for part, name in _LEVELS if part in levels)
         hwid = report.chip_id[:8] if product == "Turin" else report.chip_id
-        vcek = self._get(Request(f"{self.amd}/vcek/v1/{product}/{hwid.hex()}?{query}"), _one_certificate)
-        chain = self._get(Request(f"{self.amd}/vcek/v1/{product}/cert_chain"), _two_certificates)
-        certificates = (*load_all(vcek, "the VCEK"), *load_all(chain, "the chain"))
-        return tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+        key = Request(f"{self.amd}/vcek/v1/{product}/{hwid.hex()}?{query}")
+        # Both are wished for before one that is missing raises: they come with the same refresh.
+        self._wish(key, _one_certificate)
+        chain = self.amd_chain(product, "vcek")
+        return (*_ders(load_all(self._get(key, _one_certificate), "the VCEK")), *chain)
+
+    def amd_chain(self, product: str, kind: Literal["vcek", "vlek"]) -> tuple[bytes, ...]:
+        """ASK or ASVK, then ARK (DER). Raises `CollectionError` while they are not there."""
+        data = self._get(Request(f"{self.amd}/{kind}/v1/{product}/cert_chain"), _two_certificates)
+        return _ders(load_all(data, "the chain"))
 
     def amd_crl(self, product: str) -> bytes:
         """The list of revoked certificates of a product line, DER. Raises `CollectionError` while it is not there."""
@@ -122,8 +157,7 @@ class Collateral:
     def azure_certificates(self) -> tuple[bytes, ...]:
         """VCEK, ASK, ARK (DER) of this Azure machine's host. Raises `CollectionError` while they are not there."""
         address = f"{self.azure}/metadata/THIM/amd/certification"
-        found = _azure(self._get(Request(address, (("Metadata", "true"),)), _azure_expiry))
-        return tuple(certificate.public_bytes(Encoding.DER) for certificate in found)
+        return _ders(_azure(self._get(Request(address, (("Metadata", "true"),)), _azure_expiry)))
 
     def rim(self, name: str) -> bytes:
         """NVIDIA's manifest of that name, XML. Raises `CollectionError` while it is not there."""
@@ -133,55 +167,96 @@ class Collateral:
     def ocsp(self, request: bytes) -> bytes:
         """NVIDIA's OCSP answer to a DER request. Raises `CollectionError` while it is not there."""
         headers = (("Content-Type", "application/ocsp-request"),)
-        return self._get(Request(f"{self.nvidia_ocsp}/", headers, request), _ocsp)
+        return self._get(Request(f"{self.nvidia_ocsp}/", headers, request), partial(_ocsp, request))
 
     def refresh(self) -> None:
-        """Fetches what is due, one after another. Never raises for a vendor: what failed is tried again later."""
-        now = self.clock()
-        with self._lock:
-            due = [wish for wish in self._wishes.values() if wish.due <= now]
-        for wish in due:
-            try:
-                data = self.fetch(wish.request)
-                expires = wish.check(data)
-            except (FetchFailed, EvidenceError) as error:
-                wish.failures += 1
-                wait = min(_FIRST_RETRY * 2 ** (wish.failures - 1), _LAST_RETRY)
-                wish.due = self.clock() + max(wait, min(getattr(error, "retry_after", 0.0), _DAY))
-                continue
+        """Fetches what is due, one after another; returns at once while another call does. Never raises for a vendor:
+        what failed is tried again later, and what was there stays until it expires."""
+        if not self._refreshing.acquire(blocking=False):
+            return
+        try:
             now = self.clock()
             with self._lock:
-                wish.data, wish.expires, wish.failures = data, expires, 0
-                wish.due = now + min(max((expires - now) / 2, _FIRST_RETRY), _LONGEST)
+                due = [wish for wish in self._wishes.values() if max(wish.due, wish.pause.until) <= now]
+            # What never failed goes first, so that one bad thing does not hold up its host's others.
+            for wish in sorted(due, key=lambda wish: wish.pause.failures):
+                self._fetch(wish, self._hosts.setdefault(_host(wish.request), _Pause()))
+        finally:
+            self._refreshing.release()
+
+    def _fetch(self, wish: _Wish, host: _Pause) -> None:
+        if host.until > self.clock():
+            return
+        try:
+            data = self.fetch(wish.request)
+            expires = wish.check(data)
+            if expires <= self.clock():
+                raise EvidenceError("what it gave has expired; is this machine's clock right?")
+        except FetchFailed as error:
+            with self._lock:
+                for pause in (wish.pause, host) if error.whole_host else (wish.pause,):
+                    pause.longer(self.clock(), str(error), error.retry_after)
+            return
+        except AttestationError as error:
+            with self._lock:
+                wish.pause.longer(self.clock(), f"{_host(wish.request)}: {error}", 0.0)
+            return
+        now = self.clock()
+        with self._lock:
+            wish.data, wish.expires = data, expires
+            wish.due = now + min(max((expires - now) / 2, _FIRST_RETRY), _LONGEST)
+            wish.pause = _Pause()
+            self._hosts[_host(wish.request)] = _Pause()
+            self._evict()
 
     def _get(self, request: Request, check: Callable[[bytes], float]) -> bytes:
+        wish = self._wish(request, check)
+        with self._lock:
+            if wish.data is not None and wish.expires > self.clock():
+                return wish.data
+            host = _host(request)
+            problem = wish.pause.problem or self._hosts.get(host, _Pause()).problem
+        raise CollectionError(f"{problem or f'{host} has not given it yet'}; it is fetched in the background")
+
+    def _wish(self, request: Request, check: Callable[[bytes], float]) -> _Wish:
         with self._lock:
             wish = self._wishes.setdefault(request, _Wish(request, check))
             self._wishes.move_to_end(request)
-            while len(self._wishes) > self.entries:
-                self._wishes.popitem(last=False)
-            if wish.data is None or wish.expires <= self.clock():
-                raise CollectionError(f"{_host(request.url)} has not given it yet: it is fetched in the background")
-            return wish.data
+            self._evict()
+            return wish
+
+    def _evict(self) -> None:
+        kept = sum(len(wish.data or b"") for wish in self._wishes.values())
+        while len(self._wishes) > self.entries or kept > self.size:
+            kept -= len(self._wishes.popitem(last=False)[1].data or b"")
 
 
 def https(request: Request, timeout: float = 20.0) -> bytes:
-    """The production `Fetch`: TLS verified, no redirects, the answer bounded. HTTP for the metadata service only."""
-    parts = urllib.parse.urlsplit(request.url)
-    host, path = parts.netloc, f"{parts.path}?{parts.query}" if parts.query else parts.path
-    connection = (
-        http.client.HTTPSConnection(host, timeout=timeout, context=ssl.create_default_context())
-        if parts.scheme == "https"
-        else http.client.HTTPConnection(host, timeout=timeout)
-    )
+    """The production `Fetch`: TLS verified, no redirects, the answer bounded in bytes and, once connected, in seconds.
+
+    Plain HTTP goes only to link-local addresses, where a cloud's metadata service is, and to this machine itself.
+    """
+    try:
+        parts = urllib.parse.urlsplit(request.url)
+        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        connection = _connection(parts, timeout)
+    except (ValueError, http.client.HTTPException) as error:
+        raise FetchFailed("the vendor's address is not one that can be asked") from error
+    host = parts.netloc
+    # A timeout of the socket is per read: whoever sends a byte now and then would never run into it.
     deadline = time.monotonic() + timeout
+    cut = threading.Timer(timeout, _cut, (connection,))
+    cut.daemon = True
     data = b""
     with contextlib.closing(connection):
         try:
+            connection.connect()
+            cut.start()
             connection.request("GET" if request.body is None else "POST", path, request.body, dict(request.headers))
             answer = connection.getresponse()
             if answer.status != 200:
-                raise FetchFailed(f"{host} answered {answer.status}", _seconds(answer.getheader("Retry-After")))
+                wait = _seconds(answer.getheader("Retry-After"))
+                raise FetchFailed(f"{host} answered {answer.status}", wait, answer.status in (429, 503))
             while part := answer.read1(65_536):
                 data += part
                 if len(data) > LIMITS.fetched or time.monotonic() > deadline:
@@ -189,8 +264,27 @@ def https(request: Request, timeout: float = 20.0) -> bytes:
             if answer.length:
                 raise FetchFailed(f"{host} sent less than it announced")
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise FetchFailed(f"{host}: {type(error).__name__}") from error
+            unreachable = isinstance(error, OSError)
+            raise FetchFailed(f"{host} cannot be read: {type(error).__name__}", whole_host=unreachable) from error
+        finally:
+            cut.cancel()
     return data
+
+
+def _connection(parts: urllib.parse.SplitResult, timeout: float) -> http.client.HTTPConnection:
+    if parts.scheme == "https":
+        return http.client.HTTPSConnection(parts.netloc, timeout=timeout, context=ssl.create_default_context())
+    address = ipaddress.ip_address(parts.hostname or "")
+    if parts.scheme != "http" or not (address.is_link_local or address.is_loopback):
+        raise ValueError("HTTP without TLS to another machine")
+    return http.client.HTTPConnection(parts.netloc, timeout=timeout)
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            # Not TLS's own, which would take the reading thread's state away.
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
 def _seconds(value: str | None) -> float:
@@ -198,6 +292,10 @@ def _seconds(value: str | None) -> float:
         return max(0.0, float(value or 0))
     except ValueError:
         return _LAST_RETRY  # A date: an hour is as good.
+
+
+def _ders(certificates: tuple[x509.Certificate, ...]) -> tuple[bytes, ...]:
+    return tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
 def _until(certificates: tuple[x509.Certificate, ...], count: int) -> float:
@@ -224,11 +322,15 @@ def _crl(data: bytes) -> float:
     return until.timestamp()
 
 
-def _ocsp(data: bytes) -> float:
+def _ocsp(request: bytes, data: bytes) -> float:
     try:
-        until = ocsp.load_der_ocsp_response(data).next_update_utc
+        answer = ocsp.load_der_ocsp_response(data)
+        until = answer.next_update_utc
+        same = answer.serial_number == ocsp.load_der_ocsp_request(request).serial_number
     except Exception as error:  # Not only for odd answers: an answer without a status raises late.
         raise EvidenceError("not an OCSP answer") from error
+    if not same:
+        raise EvidenceError("an OCSP answer about another certificate")
     if until is None:
         raise EvidenceError("an OCSP answer without an end")
     return until.timestamp()
@@ -263,5 +365,5 @@ def _rim_expiry(data: bytes) -> float:
     return Rim.parse(_rim(data)).valid_until.timestamp()
 
 
-def _host(url: str) -> str:
-    return urllib.parse.urlsplit(url).netloc
+def _host(request: Request) -> str:
+    return request.url.partition("://")[2].partition("/")[0]

@@ -39,6 +39,8 @@ class Limits:
     """One piece of collateral; NVIDIA's manifests have about 25 KB, AMD's lists 2 KB."""
     fetched: int = 1024 * 1024
     """One answer of a vendor's service."""
+    cached: int = 16 * 1024 * 1024
+    """All answers of vendors that are kept; those for four GPUs have about 200 KB."""
     rims: int = 32
     ocsp: int = 64
     policy: int = 1024 * 1024
