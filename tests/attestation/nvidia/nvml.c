@@ -1,7 +1,8 @@
 /* Stands in for libnvidia-ml.so.1: the functions of NVML that attestation calls, with the layouts of nvml.h.
 
    It decides nothing. Each call is a line to a Unix socket, CLOISTER_FAKE_NVML, where a test answers with NVML's return
-   code and the bytes of the result, in hexadecimal: "0 0a1b..". So GPUs, modes, errors and signatures are the test's. */
+   code and the bytes of the result, in hexadecimal: "0 0a1b..". So GPUs, modes, errors and signatures are the test's.
+   A number behind the bytes is the size that the library says instead of theirs. */
 
 #include <stdint.h>
 #include <stdio.h>
@@ -43,10 +44,11 @@ static ret ask(const char *line, unsigned char *out, size_t size, size_t *filled
     long code = strtol(answer, &bytes, 10);
     if (bytes == answer || *bytes != ' ') return UNKNOWN;
     bytes++;
-    size_t count = strlen(bytes) / 2;
+    char *said = strchr(bytes, ',');
+    size_t count = (said ? (size_t)(said - bytes) : strlen(bytes)) / 2;
     if (count > size) return 7; /* Insufficient size. */
     for (size_t i = 0; i < count; i++) out[i] = hex(bytes[2 * i]) << 4 | hex(bytes[2 * i + 1]);
-    if (filled) *filled = count;
+    if (filled) *filled = said ? strtoul(said + 1, 0, 10) : count;
     return (ret)code;
 }
 

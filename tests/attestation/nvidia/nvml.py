@@ -52,7 +52,8 @@ def load() -> ctypes.CDLL:
 
 @dataclass
 class Driver:
-    """A driver's state. `codes`: NVML's return code by command. `results`: bytes instead of the true ones."""
+    """A driver's state. `codes`: NVML's return code by command. `results`: bytes instead of the true ones. `sizes`:
+    what the library says of how many they are."""
 
     gpus: list[FakeGpu]
     environment: int = 2
@@ -63,6 +64,7 @@ class Driver:
     ready_sticks: bool = True
     codes: dict[str, int] = field(default_factory=dict)
     results: dict[str, bytes] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     @classmethod
@@ -102,7 +104,8 @@ class Driver:
         code = self.codes.get(command, 0)
         if code:
             return f"{code} "
-        return f"0 {(self.results.get(command) or self._result(command, arguments)).hex()}"
+        result = self.results[command] if command in self.results else self._result(command, arguments)
+        return f"0 {result.hex()}" + (f",{self.sizes[command]}" if command in self.sizes else "")
 
     def _result(self, command: str, arguments: list[str]) -> bytes:
         match command:

@@ -241,6 +241,13 @@ def test_what_the_driver_gives_wrong_is_told(driver: Driver, spoil: Callable[[Dr
         NvidiaGpus().collect(NONCE)
 
 
+@pytest.mark.parametrize(("command", "size"), [("report", 0), ("report", 0x2001), ("certificates", 0x1401)])
+def test_a_size_beyond_the_buffer_is_told(driver: Driver, command: str, size: int) -> None:
+    driver.sizes[command] = size
+    with driver, pytest.raises(CollectionError, match=f"filled {size} of"):
+        NvidiaGpus().collect(NONCE)
+
+
 @pytest.mark.parametrize("command", ["init", "settings", "count", "handle", "architecture", "certificates", "report"])
 @pytest.mark.parametrize(
     ("code", "advice"), [(NO_PERMISSION, "as root"), (LOST, "restart"), (UNKNOWN, "dmesg"), (77, "dmesg")]
