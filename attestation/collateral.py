@@ -244,13 +244,13 @@ def https(request: Request, timeout: float = 20.0) -> bytes:
         raise FetchFailed("the vendor's address is not one that can be asked") from error
     host = parts.netloc
     # A timeout of the socket is per read: whoever sends a byte now and then would never run into it.
-    deadline = time.monotonic() + timeout
     cut = threading.Timer(timeout, _cut, (connection,))
     cut.daemon = True
     data = b""
     with contextlib.closing(connection):
         try:
             connection.connect()
+            deadline = time.monotonic() + timeout
             cut.start()
             connection.request("GET" if request.body is None else "POST", path, request.body, dict(request.headers))
             answer = connection.getresponse()
@@ -260,7 +260,10 @@ def https(request: Request, timeout: float = 20.0) -> bytes:
             while part := answer.read1(65_536):
                 data += part
                 if len(data) > LIMITS.fetched or time.monotonic() > deadline:
-                    raise FetchFailed(f"{host} sends too much or too slowly")
+                    break
+            # Asked again behind the loop: headers that were cut off look like headers that ended.
+            if len(data) > LIMITS.fetched or time.monotonic() >= deadline:
+                raise FetchFailed(f"{host} sends too much or too slowly")
             if answer.length:
                 raise FetchFailed(f"{host} sent less than it announced")
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -281,10 +284,11 @@ def _connection(parts: urllib.parse.SplitResult, timeout: float) -> http.client.
 
 
 def _cut(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
+    sock: socket.socket | None = connection.sock
+    if sock is not None:
         with contextlib.suppress(OSError):
             # Not TLS's own, which would take the reading thread's state away.
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _seconds(value: str | None) -> float:

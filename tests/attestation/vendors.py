@@ -113,7 +113,7 @@ def ark(product: str) -> Authority:
 
 
 @cache
-def ask(product: str, kind: str = "vcek") -> Authority:
+def ask(product: str, kind: str) -> Authority:
     return issue(f"{'SEV' if kind == 'vcek' else 'SEV-VLEK'}-{product}", ark(product))
 
 
@@ -131,6 +131,8 @@ class Vendors:
     now: datetime.datetime = START
     rims: dict[str, bytes] = field(default_factory=dict)
     azure_product: str = "Genoa"
+    recorded: dict[str, bytes] = field(default_factory=dict)
+    """Answers that were recorded, by path and query; they come before those that are made here."""
     failing: dict[str, str] = field(default_factory=dict)
     """By the beginning of a path: one of `FAILURES`, or `drip-headers` or `drip-body`."""
     retry_after: str = ""
@@ -139,6 +141,8 @@ class Vendors:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, method: str, target: str, metadata: str | None, kind: str, body: bytes) -> tuple[int, bytes]:
+        if target in self.recorded:
+            return 200, self.recorded[target]
         parts = urlsplit(target)
         if method == "POST" and parts.path == "/":
             return self._ocsp(kind, body)
@@ -163,7 +167,7 @@ class Vendors:
         if not all(len(value) == 1 and re.fullmatch(r"\d{2,3}", value[0]) for value in levels.values()):
             return 400, b"Bad request"
         # What was asked for is in the name, so that a test can tell certificates apart.
-        return 200, issue(f"{product} {hwid[:8]} {query[-11:]}", ask(product), ca=False).der
+        return 200, issue(f"{product} {hwid[:8]} {query[-11:]}", ask(product, "vcek"), ca=False).der
 
     def _crl(self, product: str) -> bytes:
         builder = (
@@ -177,8 +181,8 @@ class Vendors:
     def _azure(self) -> tuple[int, bytes]:
         product = self.azure_product
         value = {
-            "vcekCert": issue(f"{product} of Azure", ask(product), ca=False).pem.decode(),
-            "certificateChain": (ask(product).pem + ark(product).pem).decode(),
+            "vcekCert": issue(f"{product} of Azure", ask(product, "vcek"), ca=False).pem.decode(),
+            "certificateChain": (ask(product, "vcek").pem + ark(product).pem).decode(),
             "tcbm": "DB18000000000004",
             "cacheControl": "86400",
         }
@@ -267,6 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
     vendors: ClassVar[Vendors]
     protocol_version = "HTTP/1.1"
     timeout = 5.0
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # A client that gives up in the middle.
+            super().handle()
 
     def do_GET(self) -> None:
         self._do("GET")

@@ -1,0 +1,683 @@
+"""The vendors' cache, against fake vendors that answer and fail over real HTTP and TLS."""
+
+import base64
+import contextlib
+import datetime
+import ipaddress
+import itertools
+import json
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestation.certificates import load, load_all
+from attestation.checks import Checks
+from attestation.collateral import AMD_KDS, Collateral, FetchFailed, Request, https
+from attestation.errors import CollectionError
+from attestation.limits import LIMITS
+from attestation.nvidia.ocsp import check_ocsp, ocsp_request
+from attestation.snp.report import SIZE, SnpReport
+from attestation.snp.vek import Vek
+from attestation.snp.verify import verify_snp
+from attestation.trust import TrustRoots
+from tests.attestation.vendors import (
+    FAILURES,
+    START,
+    YEARS,
+    Server,
+    Vendors,
+    ark,
+    ask,
+    issue,
+    ocsp_pair,
+    serving,
+    tls_files,
+)
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+T0 = START.timestamp()
+CPUID = {"Milan": (0x19, 0x01, 0x01), "Genoa": (0x19, 0x11, 0x01), "Turin": (0x1A, 0x02, 0x01)}
+CHIP = bytes(range(1, 65))
+
+
+def report(product: str, *, version: int = 3, key: int = 0, chip: bytes = CHIP) -> SnpReport:
+    """A report as far as the vendors' addresses are made of it: CPUID, chip and the TCB 1, 2, .. 8."""
+    data = bytearray(SIZE)
+    struct.pack_into("<IIQ", data, 0, version, 0, 1 << 17)
+    struct.pack_into("<II", data, 0x30, 0, 1)
+    struct.pack_into("<I", data, 0x48, key << 2)
+    data[0x180:0x188] = bytes(range(1, 9))
+    if version > 2:
+        data[0x188:0x18B] = bytes(CPUID[product])
+    data[0x1A0:0x1E0] = chip[:8] + bytes(56) if product == "Turin" else chip
+    return SnpReport.parse(bytes(data))
+
+
+@dataclass
+class Clock:
+    now: float = T0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Case:
+    """A cache before fake vendors, with a clock to turn."""
+
+    vendors: Vendors
+    server: Server
+    clock: Clock = field(default_factory=Clock)
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        url = self.server.url
+        self.cache = Collateral(self.fetch, self.clock, amd=url, azure=url, nvidia_rim=url, nvidia_ocsp=url)
+
+    def fetch(self, request: Request) -> bytes:
+        return https(request, self.timeout)
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, and the background task runs once. The vendors go with the time."""
+        self.clock.now += seconds
+        self.vendors.now = datetime.datetime.fromtimestamp(self.clock.now, datetime.UTC)
+        self.cache.refresh()
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for _, path in self.vendors.asked]
+
+
+@pytest.fixture
+def case() -> Iterator[Case]:
+    with serving() as (vendors, server):
+        yield Case(vendors, server)
+
+
+def ocsp_der() -> bytes:
+    leaf, issuer = ocsp_pair()
+    return ocsp_request(leaf.certificate, issuer.certificate)
+
+
+GETTERS: dict[str, tuple[str, Callable[[Collateral], object]]] = {
+    "chain": ("/vcek/v1/Milan/cert_chain", lambda cache: cache.amd_chain("Milan", "vcek")),
+    "vlek-chain": ("/vlek/v1/Genoa/cert_chain", lambda cache: cache.amd_chain("Genoa", "vlek")),
+    "crl": ("/vcek/v1/Turin/crl", lambda cache: cache.amd_crl("Turin")),
+    "vcek": ("/vcek/v1/Milan/0102", lambda cache: cache.amd_certificates(report("Milan"))),
+    "azure": ("/metadata/THIM/amd/certification", lambda cache: cache.azure_certificates()),
+    "ocsp": ("/", lambda cache: cache.ocsp(ocsp_der())),
+}
+
+
+def missing(get: Callable[[], object]) -> str:
+    with pytest.raises(CollectionError) as caught:
+        get()
+    return str(caught.value)
+
+
+# What is asked of whom
+
+
+@pytest.mark.parametrize(
+    ("product", "target"),
+    [
+        ("Milan", f"/vcek/v1/Milan/{CHIP.hex()}?blSPL=01&teeSPL=02&snpSPL=07&ucodeSPL=08"),
+        ("Genoa", f"/vcek/v1/Genoa/{CHIP.hex()}?blSPL=01&teeSPL=02&snpSPL=07&ucodeSPL=08"),
+        ("Turin", "/vcek/v1/Turin/0102030405060708?fmcSPL=01&blSPL=02&teeSPL=03&snpSPL=04&ucodeSPL=08"),
+    ],
+)
+def test_amd_is_asked_for_chip_and_firmware_and_one_refresh_gets_all(case: Case, product: str, target: str) -> None:
+    get = lambda: case.cache.amd_certificates(report(product))  # noqa: E731
+    missing(get)
+    assert case.paths == []
+    case.cache.refresh()
+    found = get()
+    assert sorted(case.paths) == sorted([target, f"/vcek/v1/{product}/cert_chain"])
+    assert found[1:] == (ask(product, "vcek").der, ark(product).der)
+    load(found[0], "VCEK").verify_directly_issued_by(ask(product, "vcek").certificate)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (report("Milan", key=1), "vlek"),
+        (report("Milan", key=7), "none"),
+        (report("Milan", version=2), "version 2"),
+        (report("Genoa", chip=bytes(64)), "MASK_CHIP_ID"),
+    ],
+)
+def test_what_amd_does_not_have_is_not_asked_for(case: Case, asked: SnpReport, said: str) -> None:
+    assert said in missing(lambda: case.cache.amd_certificates(asked))
+    case.cache.refresh()
+    assert case.paths == []
+
+
+@pytest.mark.parametrize("kind", ["vcek", "vlek"])
+def test_the_chain_of_either_kind_of_key(case: Case, kind: str) -> None:
+    get = lambda: case.cache.amd_chain("Milan", kind)  # type: ignore[arg-type]  # noqa: E731
+    missing(get)
+    case.cache.refresh()
+    assert get() == (ask("Milan", kind).der, ark("Milan").der)
+
+
+def test_azure_is_asked_with_its_header(case: Case) -> None:
+    assert _status(case.server, "/metadata/THIM/amd/certification") == 400
+    missing(case.cache.azure_certificates)
+    case.cache.refresh()
+    found = case.cache.azure_certificates()
+    assert found[1:] == (ask("Genoa", "vcek").der, ark("Genoa").der)
+
+
+def _status(server: Server, path: str) -> int:
+    try:
+        https(Request(server.url + path))
+    except FetchFailed as error:
+        return int(str(error).split()[-1])
+    return 200
+
+
+def test_an_ocsp_answer_holds_for_the_certificate_that_was_asked_about(case: Case) -> None:
+    missing(lambda: case.cache.ocsp(ocsp_der()))
+    case.cache.refresh()
+    leaf, issuer = ocsp_pair()
+    answers, needed = [case.cache.ocsp(ocsp_der())], [(leaf.certificate, issuer.certificate)]
+    assert check_ocsp(answers, needed, now=START, checks=Checks())[0]
+
+
+def test_ocsp_answers_about_others_and_refusals_are_not_kept(case: Case) -> None:
+    _, issuer = ocsp_pair()
+    other = issue("another GPU", issuer, ca=False)
+    asked = ocsp_request(other.certificate, issuer.certificate)
+    missing(lambda: case.cache.ocsp(asked))
+    case.cache.refresh()  # Unauthorized: the service does not know it.
+    assert "not an OCSP answer" in missing(lambda: case.cache.ocsp(asked))
+    leaf, _ = ocsp_pair()
+    case.vendors.recorded["/"] = case.vendors.ocsp_answer(leaf, issuer)
+    case.wait(MINUTE)
+    assert "about another certificate" in missing(lambda: case.cache.ocsp(asked))
+
+
+def test_real_reports_verify_with_what_amd_is_asked_for(case: Case, vectors: Path) -> None:
+    """The address is made from the report; the certificate that lies there says itself for which chip and levels."""
+    names = ("milan-v3-dstack", "milan-v3-azure-2", "genoa-v3-azure", "genoa-v3-microsoft", "siena-v5-lunal")
+    for name in (*names, "turin-v5-microsoft"):
+        folder = vectors / "sev-snp" / name
+        (certificate,) = load_all((folder / "vcek.der").read_bytes(), "the VCEK")
+        vek = Vek.parse(certificate)
+        assert vek.hwid is not None
+        parts = {"fmcSPL": "fmc", "blSPL": "bootloader", "teeSPL": "tee", "snpSPL": "snp", "ucodeSPL": "microcode"}
+        query = "&".join(f"{key}={vek.tcb[part]:02}" for key, part in parts.items() if part in vek.tcb)
+        roots = vectors / "sev-snp" / "amd-roots"
+        pems = [(roots / f"{vek.product.lower()}_{which}.pem").read_bytes() for which in ("ask", "ark")]
+        start = f"/vcek/v1/{vek.product}"
+        case.vendors.recorded[f"{start}/{vek.hwid.hex()}?{query}"] = certificate.public_bytes(Encoding.DER)
+        case.vendors.recorded[f"{start}/cert_chain"] = b"".join(pems)
+        data = (folder / "report.bin").read_bytes()
+        get = lambda data=data: case.cache.amd_certificates(SnpReport.parse(data))  # noqa: E731
+        missing(get)
+        case.cache.refresh()
+        now = max(certificate.not_valid_before_utc, START)
+        verified = verify_snp(data, get(), ark=TrustRoots().amd_ark, now=now, checks=Checks())
+        assert verified.product == vek.product
+
+
+def test_real_manifests_come_as_nvidia_signed_them(case: Case, vectors: Path) -> None:
+    folder = vectors / "nvidia-gpu" / "h100-550.90.07-full"
+    names = {
+        "NV_GPU_DRIVER_GH100_550.90.07": "driver_rim.xml",
+        "NV_GPU_VBIOS_1010_0200_882_96009F0001": "vbios_rim.xml",
+    }
+    case.vendors.rims = {name: (folder / file).read_bytes() for name, file in names.items()}
+    case.clock.now = datetime.datetime(2025, 10, 24, 12, tzinfo=datetime.UTC).timestamp()
+    for name in names:
+        missing(lambda name=name: case.cache.rim(name))
+    case.cache.refresh()
+    for name in names:
+        assert case.cache.rim(name) == case.vendors.rims[name]
+    # Their signers' certificates end in 2026.
+    case.wait(400 * DAY)
+    for name in names:
+        assert "expired" in missing(lambda name=name: case.cache.rim(name))
+
+
+def test_the_name_of_a_manifest_stays_a_name(case: Case) -> None:
+    missing(lambda: case.cache.rim("../../x?y#z"))
+    case.cache.refresh()
+    assert case.paths == ["/v1/rim/..%2F..%2Fx%3Fy%23z"]
+
+
+# What is kept, and for how long
+
+
+@pytest.mark.parametrize("name", GETTERS)
+def test_a_getter_never_fetches_and_a_refresh_does_once(case: Case, name: str) -> None:
+    _, get = GETTERS[name]
+    for _ in range(3):
+        assert "has not given it yet" in missing(lambda: get(case.cache))
+    assert case.paths == []
+    case.cache.refresh()
+    asked = len(case.paths)
+    assert 1 <= asked <= 2
+    first = get(case.cache)
+    for _ in range(3):
+        case.wait(MINUTE)
+        assert get(case.cache) == first
+    assert len(case.paths) == asked
+
+
+def test_answers_are_renewed_ahead_of_their_end(case: Case) -> None:
+    get = lambda: case.cache.ocsp(ocsp_der())  # noqa: E731
+    missing(get)
+    case.cache.refresh()
+    first = get()
+    case.wait(11 * HOUR)
+    assert get() == first
+    case.wait(2 * HOUR)  # Half of its 24 hours are over.
+    assert get() != first
+    assert len(case.paths) == 2
+
+
+@pytest.mark.parametrize("mode", FAILURES)
+def test_what_is_there_stays_while_its_vendor_fails_until_its_end(case: Case, mode: str) -> None:
+    get = lambda: case.cache.ocsp(ocsp_der())  # noqa: E731
+    missing(get)
+    case.cache.refresh()
+    first = get()
+    case.vendors.failing["/"] = mode
+    for _ in range(23):
+        case.wait(HOUR)
+        assert get() == first
+    case.wait(HOUR)
+    assert case.server.url.removeprefix("http://") in missing(get)
+    case.vendors.failing.clear()
+    case.wait(HOUR)
+    assert get() != first
+
+
+def test_an_expired_answer_replaces_nothing(case: Case) -> None:
+    get = lambda: case.cache.ocsp(ocsp_der())  # noqa: E731
+    missing(get)
+    case.cache.refresh()
+    first = get()
+    leaf, issuer = ocsp_pair()
+    case.vendors.now = START - datetime.timedelta(days=3)
+    case.vendors.recorded["/"] = case.vendors.ocsp_answer(leaf, issuer)
+    case.wait(13 * HOUR)
+    assert len(case.paths) == 2
+    assert get() == first
+    case.wait(11 * HOUR)
+    assert "has expired" in missing(get)
+
+
+@pytest.mark.parametrize("bound", [{"entries": 2}, {"size": 450}])
+def test_the_one_asked_for_longest_ago_goes_first_when_there_are_too_many(bound: dict[str, int]) -> None:
+    crls = {product: Vendors()._crl(product) for product in ("Milan", "Genoa", "Turin")}
+    assert all(150 < len(crl) < 225 for crl in crls.values())  # Two fit into 450 bytes, three do not.
+    fetched: list[str] = []
+
+    def fetch(request: Request) -> bytes:
+        fetched.append(request.url)
+        return crls[request.url.split("/")[-2]]
+
+    cache = Collateral(fetch, Clock(), **bound)
+    for product in ("Milan", "Genoa"):
+        missing(lambda product=product: cache.amd_crl(product))
+    cache.refresh()
+    assert cache.amd_crl("Milan") == crls["Milan"]  # Genoa is now the one asked for longest ago.
+    missing(lambda: cache.amd_crl("Turin"))
+    cache.refresh()
+    assert (cache.amd_crl("Milan"), cache.amd_crl("Turin")) == (crls["Milan"], crls["Turin"])
+    missing(lambda: cache.amd_crl("Genoa"))
+    assert fetched.count(f"{AMD_KDS}/vcek/v1/Milan/crl") == 1
+
+
+def test_no_bound_makes_a_cache_raise_anything_else() -> None:
+    cache = Collateral(lambda request: Vendors()._crl("Milan"), Clock(), entries=0, size=0)
+    for _ in range(3):
+        missing(lambda: cache.amd_crl("Milan"))
+        cache.refresh()
+
+
+# When vendors fail
+
+
+@pytest.mark.parametrize("mode", FAILURES)
+@pytest.mark.parametrize("name", GETTERS)
+def test_every_failure_is_a_collection_error_and_passes(case: Case, name: str, mode: str) -> None:
+    start, get = GETTERS[name]
+    case.vendors.failing[start] = mode
+    missing(lambda: get(case.cache))
+    case.cache.refresh()
+    assert case.server.url.removeprefix("http://") in missing(lambda: get(case.cache))
+    assert not any(path.startswith("/elsewhere") for path in case.paths)
+    case.vendors.failing.clear()
+    case.wait(MINUTE - 1)
+    missing(lambda: get(case.cache))
+    case.wait(1)
+    get(case.cache)
+
+
+@pytest.mark.parametrize("mode", ["429", "503", "hang-up"])
+def test_a_vendor_that_limits_or_is_away_is_left_alone_as_a_whole(case: Case, mode: str) -> None:
+    case.vendors.failing["/"] = mode
+    for product in ("Milan", "Genoa", "Turin"):
+        missing(lambda product=product: case.cache.amd_crl(product))
+    case.cache.refresh()
+    assert len(case.paths) == 1
+    for product in ("Milan", "Genoa", "Turin"):
+        assert "has not given it yet" not in missing(lambda product=product: case.cache.amd_crl(product))
+    case.wait(MINUTE)
+    assert len(case.paths) == 2  # Another one: it has failed less often.
+    assert case.paths[0] != case.paths[1]
+    case.vendors.failing.clear()
+    case.wait(2 * MINUTE)
+    for product in ("Milan", "Genoa", "Turin"):
+        case.cache.amd_crl(product)
+
+
+@pytest.mark.parametrize("mode", ["404", "500", "wrong-content", "redirect"])
+def test_one_bad_thing_holds_up_nothing_else(case: Case, mode: str) -> None:
+    case.vendors.failing["/vcek/v1/Milan/crl"] = mode
+    for product in ("Milan", "Genoa"):
+        missing(lambda product=product: case.cache.amd_crl(product))
+    case.cache.refresh()
+    case.cache.amd_crl("Genoa")
+    missing(lambda: case.cache.amd_crl("Milan"))
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        ("", MINUTE),
+        ("5", MINUTE),
+        ("600", 600.0),
+        ("Fri, 02 Jan 2026 00:00:00 GMT", HOUR),
+        ("1e300", DAY),
+        ("inf", DAY),
+        ("nan", MINUTE),
+        ("-7", MINUTE),
+        ("soon", HOUR),
+    ],
+)
+def test_retry_after_is_respected_for_a_day_at_most(case: Case, retry_after: str, seconds: float) -> None:
+    case.vendors.failing["/"], case.vendors.retry_after = "429", retry_after
+    missing(lambda: case.cache.amd_crl("Milan"))
+    case.cache.refresh()
+    case.vendors.failing.clear()
+    case.wait(seconds - 1)
+    assert len(case.paths) == 1
+    case.wait(1)
+    assert len(case.paths) == 2
+    case.cache.amd_crl("Milan")
+
+
+def test_pauses_double_up_to_an_hour_and_never_overflow() -> None:
+    clock, tries = Clock(), []
+
+    def fetch(request: Request) -> bytes:
+        tries.append(clock.now)
+        raise FetchFailed("no", whole_host=True)
+
+    cache = Collateral(fetch, clock)
+    missing(lambda: cache.amd_crl("Milan"))
+    cache.refresh()
+    while len(tries) < 1100:
+        clock.now += MINUTE
+        cache.refresh()
+    gaps = [after - before for before, after in itertools.pairwise(tries)]
+    assert gaps[:7] == [60, 120, 240, 480, 960, 1920, 3600]
+    assert set(gaps[7:]) == {3600}
+
+
+@pytest.mark.parametrize("mode", ["drip-headers", "drip-body"])
+def test_a_server_that_sends_a_little_now_and_then_is_left(case: Case, mode: str) -> None:
+    case.vendors.failing["/"], case.timeout = mode, 0.4
+    missing(lambda: case.cache.amd_crl("Milan"))
+    before = time.monotonic()
+    case.cache.refresh()
+    assert 0.3 < time.monotonic() - before < 3
+    missing(lambda: case.cache.amd_crl("Milan"))
+
+
+def test_an_answer_is_bounded(case: Case) -> None:
+    for mode in ("huge", "endless"):
+        case.vendors.failing["/"] = mode
+        with pytest.raises(FetchFailed, match="too much"):
+            https(Request(f"{case.server.url}/vcek/v1/Milan/crl"))
+    case.vendors.failing.clear()
+    case.vendors.recorded = {"/most": bytes(LIMITS.fetched), "/more": bytes(LIMITS.fetched + 1)}
+    assert https(Request(f"{case.server.url}/most")) == bytes(LIMITS.fetched)
+    with pytest.raises(FetchFailed):
+        https(Request(f"{case.server.url}/more"))
+
+
+def test_nobody_listens() -> None:
+    with serving() as (_, server):
+        url = server.url
+    with pytest.raises(FetchFailed, match="ConnectionRefusedError") as caught:
+        https(Request(f"{url}/x"))
+    assert caught.value.whole_host
+
+
+# TLS
+
+
+def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = issue("a web authority")
+    (tmp_path / "roots.pem").write_bytes(root.pem)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    elsewhere = x509.SubjectAlternativeName([x509.DNSName("kdsintf.amd.com")])
+    good = issue("127.0.0.1", root, alternative=here, ca=False)
+    cases = {
+        "good": (good, root, True),
+        "another name": (issue("127.0.0.1", root, alternative=elsewhere, ca=False), root, False),
+        "expired": (issue("127.0.0.1", root, alternative=here, ca=False, until=START - YEARS / 2), root, False),
+        "unknown issuer": (issue("127.0.0.1", other := issue("a web authority"), alternative=here), other, False),
+    }
+    for name, (leaf, issuer, accepted) in cases.items():
+        with serving(Vendors(recorded={"/x?y=z": b"found"}), tls_files(tmp_path, leaf, issuer)) as (vendors, server):
+            request = Request(f"{server.url}/x?y=z")
+            # Without the environment's say the machine's own roots count, which have none of these.
+            with pytest.raises(FetchFailed, match="SSLCertVerificationError"):
+                https(request)
+            with monkeypatch.context() as context:
+                context.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+                if accepted:
+                    assert https(request) == b"found"
+                else:
+                    with pytest.raises(FetchFailed, match="SSLCertVerificationError"):
+                        https(request)
+            assert len(vendors.asked) == accepted, name
+
+
+@pytest.mark.parametrize("mode", ["truncated", "drip-headers", "drip-body", "redirect", "endless"])
+def test_failures_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    root = issue("a web authority")
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    leaf = issue("127.0.0.1", root, alternative=here, ca=False)
+    (tmp_path / "roots.pem").write_bytes(root.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+    with serving(Vendors(failing={"/": mode}), tls_files(tmp_path, leaf, root)) as (vendors, server):
+        before = time.monotonic()
+        with pytest.raises(FetchFailed):
+            https(Request(f"{server.url}/vcek/v1/Milan/crl"), 0.5)
+        assert time.monotonic() - before < 3
+        assert len(vendors.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://kdsintf.amd.com/x",
+        "http://192.0.2.1/x",
+        "http://localhost/x",
+        "http://8.8.8.8@127.0.0.1.example/x",
+        "ftp://127.0.0.1/x",
+        "file:///etc/passwd",
+        "/x",
+        "",
+        "https://[::1/x",
+        "https://127.0.0.1:port/x",
+        "http://127.0.0.1:99999999/x",
+    ],
+)
+def test_addresses_that_are_not_asked(url: str) -> None:
+    with pytest.raises(FetchFailed):
+        https(Request(url))
+    cache = Collateral(https, Clock(), amd=url.removesuffix("/x"))
+    missing(lambda: cache.amd_crl("Milan"))
+    cache.refresh()
+    missing(lambda: cache.amd_crl("Milan"))
+
+
+# The background task beside everything else
+
+
+def test_one_refresh_at_a_time_and_getters_do_not_wait_for_it() -> None:
+    inside, go, fetched = threading.Event(), threading.Event(), []
+
+    def fetch(request: Request) -> bytes:
+        fetched.append(request.url)
+        inside.set()
+        assert go.wait(10)
+        return Vendors()._crl("Milan")
+
+    cache = Collateral(fetch, Clock())
+    missing(lambda: cache.amd_crl("Milan"))
+    first = threading.Thread(target=cache.refresh)
+    first.start()
+    assert inside.wait(10)
+    before = time.monotonic()
+    cache.refresh()
+    missing(lambda: cache.amd_crl("Milan"))
+    missing(lambda: cache.amd_crl("Genoa"))
+    assert time.monotonic() - before < 1
+    go.set()
+    first.join(10)
+    cache.amd_crl("Milan")
+    assert len(fetched) == 1
+    cache.refresh()
+    assert len(fetched) == 2  # Genoa's, wished for in between.
+
+
+def test_a_fault_of_the_program_does_not_block_later_refreshes() -> None:
+    broken = True
+
+    def fetch(request: Request) -> bytes:
+        if broken:
+            raise ZeroDivisionError
+        return Vendors()._crl("Milan")
+
+    cache = Collateral(fetch, Clock())
+    missing(lambda: cache.amd_crl("Milan"))
+    with contextlib.suppress(ZeroDivisionError):
+        cache.refresh()
+    broken = False
+    cache.refresh()
+    cache.amd_crl("Milan")
+
+
+# Whatever they send
+
+
+def real_answers() -> dict[str, bytes]:
+    """One good answer of each kind. The manifest is none: its form is tested with real ones."""
+    vendors = Vendors()
+    leaf, issuer = ocsp_pair()
+    return {
+        "chain": ask("Milan", "vcek").pem + ark("Milan").pem,
+        "crl": vendors._crl("Turin"),
+        "vcek": issue("a VCEK", ask("Milan", "vcek"), ca=False).der,
+        "azure": vendors._azure()[1],
+        "ocsp": vendors.ocsp_answer(leaf, issuer),
+        "rim": json.dumps({"rim": base64.b64encode(b"<a/>").decode()}).encode(),
+    }
+
+
+ANY_GETTER = {
+    **{name: get for name, (_, get) in GETTERS.items() if name != "vlek-chain"},
+    "rim": lambda cache: cache.rim("NV_GPU_DRIVER_GH100_550.90.07"),
+}
+
+
+def kept(name: str, data: bytes) -> bool:
+    """Whether the cache keeps it. Raises what the cache lets out."""
+    chain = ask("Milan", "vcek").pem + ark("Milan").pem
+    send = lambda request: chain if name == "vcek" and request.url.endswith("cert_chain") else data  # noqa: E731
+    cache = Collateral(send, Clock())
+    missing(lambda: ANY_GETTER[name](cache))
+    cache.refresh()
+    try:
+        ANY_GETTER[name](cache)
+    except CollectionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["chain", "crl", "vcek", "azure", "ocsp"])
+def test_answers_cut_anywhere_or_with_more_behind_are_not_kept(name: str) -> None:
+    good = real_answers()[name]
+    assert kept(name, good)
+    whole = len(good.rstrip(b"\n")) if name == "chain" else len(good)  # PEM does without its last line's end.
+    assert not any(kept(name, good[:end]) for end in range(whole))
+    if name != "chain":  # PEM has text around it.
+        assert not kept(name, good + b"\0")
+    assert not any(kept(name, other) for kind, other in real_answers().items() if kind != name and name != "vcek")
+
+
+PAIR = (ask("Milan", "vcek").pem + ark("Milan").pem).decode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, 1, "text", [], {}, {"vcekCert": 1, "certificateChain": 2}, {"vcekCert": PAIR}, {"certificateChain": PAIR},
+        {"vcekCert": PAIR, "certificateChain": PAIR}, {"vcekCert": "", "certificateChain": PAIR},
+        {"vcekCert": "é", "certificateChain": PAIR}, {"vcekCert": "\ud800", "certificateChain": PAIR},
+        {"rim": None}, {"rim": 1}, {"rim": []}, {"rim": ""}, {"rim": "é"}, {"rim": "\ud800"}, {"rim": "####"},
+        {"rim": base64.b64encode(b"<a").decode()}, {"rim": base64.b64encode(b"<a/>").decode()},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["azure", "rim"])
+def test_json_of_another_form_is_not_kept(name: str, value: object) -> None:
+    assert not kept(name, json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("name", ["azure", "rim"])
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"1" * 10_000, b"\xff\xfe", b'{"rim": NaN}'])
+def test_json_that_python_does_not_read_is_not_kept(name: str, data: bytes) -> None:
+    assert not kept(name, data)
+
+
+def test_more_or_fewer_certificates_are_not_kept() -> None:
+    one, three = ask("Milan", "vcek").pem, PAIR.encode() + ark("Milan").pem
+    assert not any(kept("chain", data) for data in (one, three, b""))
+    assert not kept("vcek", PAIR.encode())
+
+
+@given(name=st.sampled_from(sorted(ANY_GETTER)), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_fuzz_a_vendor_s_answer_raises_nothing_but_collection_errors(name: str, data: st.DataObject) -> None:
+    good = real_answers_once()[name]
+    noise = data.draw(st.binary(max_size=200))
+    place = data.draw(st.integers(0, len(good)))
+    # Whether it is kept is the verifier's matter where it parses; `kept` raises for any other kind of error.
+    kept(name, data.draw(st.sampled_from([noise, good[:place] + noise + good[place + len(noise) :], good + noise])))
+
+
+_ANSWERS: dict[str, bytes] = {}
+
+
+def real_answers_once() -> dict[str, bytes]:
+    if not _ANSWERS:
+        _ANSWERS.update(real_answers())
+    return _ANSWERS
