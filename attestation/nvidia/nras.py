@@ -10,8 +10,10 @@ import binascii
 import datetime
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -78,6 +80,18 @@ def verify_nras(answer: bytes, jwks: bytes, *, nonce: bytes, now: datetime.datet
             raise _wrong("result", f"NVIDIA's verdict is that {name!a} does not pass")
     checks.ok("nras.result", "the verdict is that every GPU passes")
     return VerifiedNras(tuple(gpus.values()), min(expires))
+
+
+def check_devices(verdict: VerifiedNras, leaves: Sequence[x509.Certificate], checks: Checks) -> None:
+    """Requires that the verdict is about exactly the GPUs with these certificates. Raises `VerificationError`.
+
+    Another GPU can have answered the same nonce. The service's `ueid` is the serial number of the GPU's certificate,
+    in decimal.
+    """
+    named = [gpu.get("ueid") for gpu in verdict.gpus]
+    if not leaves or sorted(map(str, named)) != sorted(str(leaf.serial_number) for leaf in leaves):
+        raise _wrong("device", "NVIDIA's verdict is not about exactly these GPUs")
+    checks.ok("nras.device", f"the verdict is about {len(leaves)} GPUs, which are those of the evidence")
 
 
 def _split(answer: bytes) -> tuple[str, dict[str, str]]:

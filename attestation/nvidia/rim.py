@@ -292,9 +292,12 @@ def _hex(text: str, index: int) -> bytes:
 def _base64(element: etree._Element) -> bytes:
     text = "".join((element.text or "").split())
     try:
-        return base64.b64decode(text, validate=True)
+        decoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise EvidenceError("the manifest has a value that is not base64") from error
+    if base64.b64encode(decoded).decode() != text:
+        raise EvidenceError("the manifest has a value that is not base64 in its one form")
+    return decoded
 
 
 def _without_signature(root: etree._Element) -> bytes:
@@ -309,7 +312,10 @@ def _without_signature(root: etree._Element) -> bytes:
 
 
 def _canonical(element: etree._Element) -> bytes:
-    return bytes(etree.tostring(element, method="c14n", exclusive=False, with_comments=False, with_tail=False))
+    try:
+        return bytes(etree.tostring(element, method="c14n", exclusive=False, with_comments=False, with_tail=False))
+    except etree.LxmlError as error:  # A namespace that is a relative reference has no canonical form.
+        raise EvidenceError("the manifest has no canonical form") from error
 
 
 def _list(indexes: Iterable[int]) -> str:
