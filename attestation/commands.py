@@ -105,7 +105,7 @@ def fetch(url: str, policy: Path, out: Path | None, simulated: frozenset[bytes] 
     """A backend's evidence on a fresh nonce. Raises `NotFetched`, `Unusable`."""
     Policy.from_toml(policy)  # A bad policy is told before a backend is asked.
     nonce = os.urandom(NONCE_SIZE)
-    document = _download(url, nonce)
+    document = download(url, nonce)
     if out is not None:
         try:
             out.write_bytes(document)
@@ -308,7 +308,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _download(url: str, nonce: bytes) -> bytes:
+def download(url: str, nonce: bytes) -> bytes:
+    """A backend's evidence document on a nonce, unverified. Raises `NotFetched`, `Unusable`."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:

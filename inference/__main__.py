@@ -1,4 +1,4 @@
-"""The command line: `cloister serve | proxy | models`."""
+"""The command line: `cloister serve | preflight | proxy | policy | models`."""
 
 import logging
 import sys
@@ -55,6 +55,56 @@ def proxy(
     run_proxy(
         upstream=upstream, host=host, port=port, policy_path=policy, api_key=api_key, workspace=workspace, kem=kem
     )
+
+
+@main.command()
+@click.option("--require", type=click.Choice(["cc-on"]), help="Exit with 1 unless the machine can serve in this mode.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def preflight(require: str | None, as_json: bool) -> None:
+    """Say what of this machine is as confidential inference needs it, and what to do about the rest."""
+    from inference import preflight as checks
+
+    rows = checks.rows(checks.Machine())
+    click.echo(checks.as_json(rows) if as_json else checks.text(rows, colour=sys.stdout.isatty()))
+    if require is not None and not checks.meets(rows, require):
+        sys.exit(1)
+
+
+@main.group()
+def policy() -> None:
+    """The appraisal policy of a client."""
+
+
+@policy.command()
+@click.option("--upstream", required=True, metavar="URL", help="The running backend.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
+def init(upstream: str, out: Path | None) -> None:
+    """Write a commented policy that accepts what a backend shows today. Compare it before you trust it."""
+    import datetime
+    import os
+
+    from attestation.binding import NONCE_SIZE
+    from attestation.checks import Checks
+    from attestation.commands import NotFetched, Unusable, download
+    from attestation.errors import AttestationError
+    from attestation.policy_init import policy_from
+    from attestation.trust import TrustRoots
+
+    nonce, checks, now = os.urandom(NONCE_SIZE), Checks(), datetime.datetime.now(datetime.UTC)
+    try:
+        document = download(upstream, nonce)
+        found, verified = policy_from(document, nonce=nonce, trust=TrustRoots(), now=now, checks=checks)
+    except (AttestationError, NotFetched, Unusable) as error:
+        raise click.ClickException(str(error)) from error
+    for check in checks.not_given:
+        click.echo(f"not checked: {check.says}", err=True)
+    if verified.provider == "simulated":
+        click.echo("The evidence is simulated: this policy protects against the network only.", err=True)
+    text = f"# From the evidence of {upstream} at {now:%Y-%m-%dT%H:%M:%SZ}.\n{found.to_toml()}"
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text)
 
 
 @main.group()

@@ -20,6 +20,7 @@ from attestation.errors import AttestationError, EvidenceError, PolicyError, Ver
 from attestation.evidence import Claims, Collateral, CpuEvidence, Evidence
 from attestation.nvidia.bundle import GpuEvidence, encode_bundle, parse_bundle
 from attestation.policy import Policy
+from attestation.policy_init import policy_from
 from attestation.rules import Cpu, Measurement
 from attestation.tdx.device import Tdx
 from attestation.trust import TrustRoots
@@ -355,6 +356,37 @@ def test_every_flipped_byte_of_a_document_is_refused_or_irrelevant() -> None:
         for before, after in zip(machine.collateral.rims, Evidence.parse(changed).collateral.rims, strict=True):
             assert b"".join(before.split()) == b"".join(after.split())
     assert irrelevant < 10
+
+
+def test_a_policy_from_evidence_accepts_it_and_nothing_less(vtpm: Machine) -> None:
+    for machine in (snp(), snp(4), vtpm):
+        made, verified = policy_from(machine.document(), nonce=NONCE, trust=TRUST, now=NOW, checks=Checks())
+        read = Policy.from_toml(made.to_toml().encode())
+        assert read == made
+        check(machine, policy=read)
+        assert verified.provider in made.cpu.accepted
+    one = snp(1)
+    made, _ = policy_from(one.document(), nonce=NONCE, trust=TRUST, now=NOW, checks=Checks())
+    for worse, claim in (
+        (replaced(one, cpu=FakeSnp(GENOA, measurement=b"n" * 48)), "measurement"),
+        (replaced(one, cpu=FakeSnp(Processor(levels={**GENOA.levels, "microcode": 199}))), "minimum_tcb"),
+        (replaced(one, cpu=FakeSnp(GENOA, vmpl=1)), "vmpl"),
+        (replaced(one, gpus=Gpus((FakeGpu(NVIDIA, driver_version="550.90.06"),))), "gpu_driver"),
+        (without(one, rims=()), "gpu_rims"),
+        (without(one, ocsp=()), "gpu_revocation"),
+        (without(one, crls=()), "cpu_revocation"),
+        (snp(), "gpu"),
+    ):
+        with pytest.raises(PolicyError) as refused:
+            check(worse, policy=made)
+        assert refused.value.claim == claim
+
+
+def test_a_policy_from_evidence_that_does_not_hold() -> None:
+    machine = snp(1)
+    for other in (NONCES[0], bytes(32)):
+        with pytest.raises(VerificationError):
+            policy_from(machine.document(), nonce=other, trust=TRUST, now=NOW, checks=Checks())
 
 
 def test_an_empty_list_of_gpus_is_no_bundle() -> None:
