@@ -5,13 +5,15 @@ delegated OCSP responders named by key hash, compact tokens with ES384.
 """
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from lxml import etree
 
 from attestation.certificates import spki_sha256
+from attestation.errors import VerificationError
 from tests.attestation.nvidia.authority import NOW, Issuer, Key, issue, new_key, raw_signature
 
 DAY = datetime.timedelta(days=1)
@@ -29,6 +32,15 @@ C14N = "http://www.w3.org/2006/12/xml-c14n11"
 ENVELOPED = f"{DSIG}enveloped-signature"
 GOOD, REVOKED, UNKNOWN = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN
 NRAS_ISSUER = "https://nras.attestation.nvidia.com"
+
+
+@contextlib.contextmanager
+def refused(code: str, text: str = "") -> Iterator[None]:
+    """Refused with exactly this code, and with this in its message."""
+    with pytest.raises(VerificationError) as caught:
+        yield
+    assert caught.value.code == code
+    assert text in str(caught.value)
 
 
 def same(text: str) -> str:
