@@ -1,0 +1,134 @@
+"""The rows of the GPUs, from what the driver says of them."""
+
+import re
+
+from attestation.errors import CollectionError
+from attestation.nvidia.device import GpuInfo
+from inference.preflight.probe import Probe
+from inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
+
+_SUPPORTED = {
+    "hopper": re.compile(r"\bH(100|200)\b"),
+    "blackwell": re.compile(r"\bG?B(100|200|300)\b|RTX PRO 6000 Blackwell Server"),
+}
+_GPUS_WANTED = "H100 (PCIe, NVL, SXM), H200 or Blackwell"
+_GPU_ROWS = {
+    "driver": ("GPU driver", "535.86 or later"),
+    "vbios": ("VBIOS", "96.00.5E.00.01 or later"),
+    "cc-mode": ("CC mode", "on"),
+    "devtools": ("CC DevTools", "off"),
+    "switches": ("NVSwitches", "none"),
+    "ready": ("GPU ready state", "can be read; set by the backend"),
+}
+
+
+def gpus(probe: Probe) -> list[Row]:
+    try:
+        gpus = probe.gpus()
+    except CollectionError as error:
+        return _without_gpus(_on_bus(probe), str(error))
+    if not gpus:
+        return _without_gpus(_on_bus(probe), "the driver lists no GPU; pass one through to this machine")
+    found = []
+    for place, gpu in enumerate(gpus):
+        number = f" {place}" if len(gpus) > 1 else ""
+        found += [_gpu(gpu, f"GPU{number}"), _vbios(gpu, f"VBIOS{number}")]
+    # The driver has one version and one state for all; were they to differ, every one would have to be right.
+    for key, judge in (("driver", _driver), ("cc-mode", _cc), ("devtools", _devtools), ("switches", _switches)):
+        found += [_row(key, *judgement) for judgement in dict.fromkeys(judge(gpu) for gpu in gpus)]
+    found += [_row("ready", *judgement) for judgement in dict.fromkeys(_ready(gpu) for gpu in gpus)]
+    return found
+
+
+def _row(key: str, found: str, verdict: str, advice: str = "") -> Row:
+    name, wanted = _GPU_ROWS[key]
+    return Row(key, name, found, wanted, verdict, advice)
+
+
+def _without_gpus(on_bus: int | None, reason: str) -> list[Row]:
+    """One reason is enough: it stands in the first row."""
+    if on_bus == 0:
+        advice = "pass a GPU through to this machine"
+        first = Row("gpu", "GPU", "no NVIDIA device on the PCI bus", _GPUS_WANTED, WRONG, advice)
+    else:
+        text = NOT_KNOWN if on_bus is None else f"{on_bus} NVIDIA device{'s' * (on_bus > 1)} on the PCI bus"
+        first = Row("gpu", "GPU", text, _GPUS_WANTED, UNKNOWN, reason)
+    return [first, *(_row(key, NOT_KNOWN, UNKNOWN) for key in _GPU_ROWS)]
+
+
+def _on_bus(probe: Probe) -> int | None:
+    """Display controllers of NVIDIA (class 03) on the PCI bus; None where this kernel shows no such bus."""
+    names = probe.names("sys/bus/pci/devices")
+    if names is None:
+        return None
+    folder = "sys/bus/pci/devices"
+    return sum(
+        (probe.text(f"{folder}/{name}/vendor") or "").strip() == "0x10de"
+        and (probe.text(f"{folder}/{name}/class") or "").startswith("0x03")
+        for name in names
+    )
+
+
+def _gpu(gpu: GpuInfo, name: str) -> Row:
+    memory = "" if gpu.protected_kib is None else f", {gpu.protected_kib / 2**20:.0f} GiB protected"
+    found = f"{gpu.name} ({gpu.architecture}{memory})"
+    names = _SUPPORTED.get(gpu.architecture)
+    if names is None:
+        return Row("gpu", name, found, _GPUS_WANTED, WRONG, "this GPU has no confidential computing; use a listed one")
+    if not names.search(gpu.name):
+        return Row("gpu", name, found, _GPUS_WANTED, UNKNOWN, "this model is not in the table; its evidence will tell")
+    return Row("gpu", name, found, _GPUS_WANTED, OK)
+
+
+def _vbios(gpu: GpuInfo, name: str) -> Row:
+    version, wanted = gpu.vbios_version, _GPU_ROWS["vbios"][1]
+    if gpu.architecture == "blackwell":
+        # Its line has other numbers, and the first one of it already has confidential computing.
+        return Row("vbios", name, version, "no minimum on Blackwell", OK)
+    fields = version.split(".")
+    # Two hexadecimal digits per field. Another line than Hopper's 96 cannot be compared.
+    if gpu.architecture != "hopper" or len(fields) != 5 or not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
+        return Row("vbios", name, version or NOT_KNOWN, wanted, UNKNOWN, "this version is not of Hopper's line")
+    if [int(field, 16) for field in fields] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
+        return Row("vbios", name, version, wanted, WRONG, "have the GPU's firmware updated; NVIDIA gives it to vendors")
+    return Row("vbios", name, version, wanted, OK)
+
+
+def _driver(gpu: GpuInfo) -> tuple[str, str, str]:
+    parsed = re.match(r"(\d{1,9})\.(\d{1,9})(\.\d+)*$", gpu.driver_version)
+    if parsed is None:
+        return (
+            gpu.driver_version or NOT_KNOWN,
+            UNKNOWN,
+            "this version cannot be compared; install 535.86 or later",
+        )
+    if (int(parsed[1]), int(parsed[2])) < (535, 86):
+        return gpu.driver_version, WRONG, "install NVIDIA's driver 535.86 or later, with the open kernel modules"
+    return gpu.driver_version, OK, ""
+
+
+def _cc(gpu: GpuInfo) -> tuple[str, str, str]:
+    if gpu.cc_mode == "on":
+        return "on", OK, ""
+    if gpu.cc_mode == "devtools":
+        return "for debugging", WRONG, "the host has to set the mode: nvidia_gpu_tools.py --set-cc-mode=on"
+    return gpu.cc_mode, WRONG, "the host has to set the mode: nvidia_gpu_tools.py --set-cc-mode=on, then reset the GPU"
+
+
+def _devtools(gpu: GpuInfo) -> tuple[str, str, str]:
+    if gpu.cc_mode == "devtools":
+        return "on", WRONG, "DevTools mode turns the protections off: the host has to set CC mode to on"
+    return "off", OK, ""
+
+
+def _switches(gpu: GpuInfo) -> tuple[str, str, str]:
+    if gpu.multi_gpu == "protected-pcie":
+        return "protected PCIe", UNKNOWN, "NVSwitches see traffic between GPUs, and this version does not attest them"
+    return "none" if gpu.multi_gpu == "none" else f"none ({gpu.multi_gpu})", OK, ""
+
+
+def _ready(gpu: GpuInfo) -> tuple[str, str, str]:
+    if gpu.ready is None:
+        return NOT_KNOWN, UNKNOWN, "the driver does not tell; run this as root, with CC mode on"
+    # Not ready is how a machine starts: the backend sets it after it verified its own evidence.
+    return "ready" if gpu.ready else "not ready yet", OK, ""
