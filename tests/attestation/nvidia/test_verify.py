@@ -388,6 +388,8 @@ def test_a_driver_that_reports_no_firmware() -> None:
         {TCB_INFO: tcb_info()},
         {TCB_INFO: tcb_info(bytes(47))},
         {TCB_INFO: tcb_info(bytes(48)) + b"\0"},
+        {TCB_INFO: tcb_info(bytes(48)) + der(0x05)},
+        {TCB_INFO: tcb_info(bytes(48)) * 2},
         {TCB_INFO: tcb_info(bytes(48))[:-1]},
         {TCB_INFO: b"\x31" + tcb_info(bytes(48))[1:]},
         {TCB_INFO: der(0x30, der(0x80, b"NVIDIA"))},
@@ -535,6 +537,14 @@ def test_a_manifest_by_another_signer() -> None:
     forged = RimAuthority()
     assert refused(rims=[forged.rim(DRIVER), manifests()[1]]) == "gpu.rim.chain.root"
     assert refused(rims=[manifests()[0], forged.rim(VBIOS, version=GPU.vbios_version)]) == "gpu.rim.chain.root"
+
+
+def test_each_root_is_for_its_own_purpose() -> None:
+    """NVIDIA's root for devices signs no manifests, and its root for manifests makes no GPU."""
+    misused = RimAuthority(root=NVIDIA.root)
+    assert refused(rims=[misused.rim(DRIVER), manifests()[1]]) == "gpu.rim.chain.root"
+    gpu = FakeGpu(Authority(root=MANIFESTS.root))
+    assert refused(gpu) == "gpu.chain.root"
 
 
 def test_a_manifest_of_another_architecture() -> None:
