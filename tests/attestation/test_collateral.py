@@ -286,6 +286,37 @@ def test_answers_are_renewed_ahead_of_their_end(case: Case) -> None:
     assert len(case.paths) == 2
 
 
+@pytest.mark.parametrize(("hours", "renewed"), [(4, 2 * HOUR), (24, 12 * HOUR), (240, 12 * HOUR), (0.01, MINUTE)])
+def test_what_lives_longer_is_renewed_less_often_but_twice_a_day(case: Case, hours: float, renewed: float) -> None:
+    case.vendors.ocsp_life = datetime.timedelta(hours=hours)
+    missing(lambda: case.cache.ocsp(ocsp_der()))
+    case.cache.refresh()
+    case.wait(renewed - 1)
+    assert len(case.paths) == 1
+    case.wait(1)
+    assert len(case.paths) == 2
+
+
+def test_what_names_no_end_is_not_kept(case: Case) -> None:
+    case.vendors.ocsp_life = None
+    case.vendors.recorded["/vcek/v1/Milan/crl"] = without_next_update(case.vendors._crl("Milan"))
+    for get in (lambda: case.cache.ocsp(ocsp_der()), lambda: case.cache.amd_crl("Milan")):
+        missing(get)
+        case.cache.refresh()
+        assert "without an end" in missing(get)
+
+
+def without_next_update(crl: bytes) -> bytes:
+    """The list without the second of its two times (15 bytes each); its signature no longer holds."""
+    times = [place for place in range(len(crl)) if crl[place : place + 2] == b"\x17\x0d"]
+    cut = crl[: times[1]] + crl[times[1] + 15 :]
+    assert (crl[:2], crl[3]) == (b"\x30\x81", 0x30)
+    assert crl[4] < 0x80
+    found = b"\x30\x81" + bytes([crl[2] - 15, 0x30, crl[4] - 15]) + cut[5:]
+    assert x509.load_der_x509_crl(found).next_update_utc is None
+    return found
+
+
 @pytest.mark.parametrize("mode", FAILURES)
 def test_what_is_there_stays_while_its_vendor_fails_until_its_end(case: Case, mode: str) -> None:
     get = lambda: case.cache.ocsp(ocsp_der())  # noqa: E731
@@ -438,6 +469,22 @@ def test_pauses_double_up_to_an_hour_and_never_overflow() -> None:
     assert set(gaps[7:]) == {3600}
 
 
+@pytest.mark.parametrize("mode", ["404", "429"])
+def test_a_success_ends_the_growth_of_the_pauses(case: Case, mode: str) -> None:
+    missing(lambda: case.cache.ocsp(ocsp_der()))
+    case.vendors.failing["/"] = mode
+    case.cache.refresh()
+    case.wait(MINUTE)
+    case.vendors.failing.clear()
+    case.wait(2 * MINUTE)
+    case.cache.ocsp(ocsp_der())
+    case.vendors.failing["/"] = mode
+    case.wait(12 * HOUR)
+    assert len(case.paths) == 4
+    case.wait(MINUTE)
+    assert len(case.paths) == 5
+
+
 @pytest.mark.parametrize("mode", ["drip-headers", "drip-body"])
 def test_a_server_that_sends_a_little_now_and_then_is_left(case: Case, mode: str) -> None:
     case.vendors.failing["/"], case.timeout = mode, 0.4
@@ -527,11 +574,10 @@ def test_failures_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
         "",
         "https://[::1/x",
         "https://127.0.0.1:port/x",
-        "http://127.0.0.1:99999999/x",
     ],
 )
 def test_addresses_that_are_not_asked(url: str) -> None:
-    with pytest.raises(FetchFailed):
+    with pytest.raises(FetchFailed, match="not one that can be asked"):
         https(Request(url))
     cache = Collateral(https, Clock(), amd=url.removesuffix("/x"))
     missing(lambda: cache.amd_crl("Milan"))

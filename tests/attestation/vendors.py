@@ -31,7 +31,6 @@ START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
 YEARS = datetime.timedelta(days=3650)
 AMD_CRL_LIFE = datetime.timedelta(days=365)
-OCSP_LIFE = DAY
 _VCEK_PATH = re.compile(r"/vcek/v1/(Milan|Genoa|Turin)/([0-9a-f]+)")
 _CHAIN_PATH = re.compile(r"/(vcek|vlek)/v1/(Milan|Genoa|Turin)/cert_chain")
 _CRL_PATH = re.compile(r"/vcek/v1/(Milan|Genoa|Turin)/crl")
@@ -136,6 +135,8 @@ class Vendors:
     failing: dict[str, str] = field(default_factory=dict)
     """By the beginning of a path: one of `FAILURES`, or `drip-headers` or `drip-body`."""
     retry_after: str = ""
+    ocsp_life: datetime.timedelta | None = DAY
+    """None: answers that say no end."""
     asked: list[tuple[str, str]] = field(default_factory=list)
     """(method, path and query) of each request in order."""
     stop: threading.Event = field(default_factory=threading.Event)
@@ -211,7 +212,7 @@ class Vendors:
     def ocsp_answer(self, leaf: Authority, issuer: Authority) -> bytes:
         builder = ocsp.OCSPResponseBuilder().add_response(
             leaf.certificate, issuer.certificate, hashes.SHA384(), ocsp.OCSPCertStatus.GOOD,
-            self.now - DAY / 24, self.now + OCSP_LIFE, None, None,
+            self.now - DAY / 24, self.now + self.ocsp_life if self.ocsp_life else None, None, None,
         )  # fmt: skip
         builder = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, issuer.certificate)
         return builder.sign(issuer.key, hashes.SHA384()).public_bytes(Encoding.DER)
@@ -338,7 +339,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "hang-up":
                 pass
             case "drip-headers":
-                self._drip(b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n")
+                self._drip(b"HTTP/1.1 200 OK\r\nX-A: ", b"b")
             case "drip-body":
                 self._drip(b"HTTP/1.1 200 OK\r\n\r\n", b"a")
             case _:
