@@ -72,7 +72,7 @@ def as_text(table: Iterable[Row], *, colour: bool = False) -> str:
         lines.append(f"{mark}  {name.ljust(names)}  {value.ljust(found)}  {wanted}".rstrip())
         if row.advice:
             lines.append(f"{' ' * len(UNKNOWN)}  -> {_plain(row.advice)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _plain(text: str) -> str:
