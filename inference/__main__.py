@@ -62,11 +62,12 @@ def proxy(
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def preflight(require: str | None, as_json: bool) -> None:
     """Say what of this machine is as confidential inference needs it, and what to do about the rest."""
-    from inference import preflight as checks
+    from inference.preflight import Probe, as_text, meets, rows
+    from inference.preflight import as_json as to_json
 
-    rows = checks.rows(checks.Machine())
-    click.echo(checks.as_json(rows) if as_json else checks.text(rows, colour=sys.stdout.isatty()))
-    if require is not None and not checks.meets(rows, require):
+    found = rows(Probe())
+    click.echo(to_json(found) if as_json else as_text(found, colour=sys.stdout.isatty()))
+    if require is not None and not meets(found, require):
         sys.exit(1)
 
 
