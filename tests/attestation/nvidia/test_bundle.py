@@ -21,7 +21,8 @@ from attestation.nvidia.bundle import BundledGpu, GpuEvidence, encode_bundle, pa
 from attestation.trust import TrustRoots
 from tests.attestation.nvidia.authority import NOW, Authority, FakeGpu
 from tests.attestation.nvidia.rim_authority import RimAuthority, good_answers
-from tests.attestation.nvidia.test_verify import DEVICE_OCSP, DRIVER, VBIOS, Real
+from tests.attestation.nvidia.test_verify import DEVICE_OCSP, Real
+from tests.attestation.nvidia.test_verify_made import DRIVER, VBIOS
 
 NVIDIA = Authority()
 NONCE = bytes(range(32))
