@@ -151,7 +151,7 @@ class Backend:
             verify(document, nonce=nonce, policy=policy, trust=TrustRoots(), now=now)
         except (AttestationError, EvidenceUnavailable) as error:
             raise StepFailed(
-                f"this backend's own evidence does not verify ({type(error).__name__}: {error}). "
+                f"no evidence, or none that verifies: {error}. "
                 "`cloister preflight` says what of this machine is not as it should be"
             ) from error
 

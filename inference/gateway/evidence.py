@@ -107,9 +107,10 @@ class EvidenceService:
             try:
                 collected = await asyncio.to_thread(self._collector.collect, self._claims(), list(asked))
             except AttestationError as error:
-                _log.error("collecting evidence failed: %s", type(error).__name__)
+                # About devices and vendors: nothing of a client is in it. Clients are told a fixed text.
+                _log.error("collecting evidence failed: %s", error)
                 for future in asked.values():
-                    future.set_exception(EvidenceUnavailable())
+                    future.set_exception(EvidenceUnavailable(str(error)))
                     future.exception()  # Retrieved: whoever asked may be gone.
             else:
                 for future in asked.values():
