@@ -170,19 +170,16 @@ class Collateral:
         return self._get(Request(f"{self.nvidia_ocsp}/", headers, request), partial(_ocsp, request))
 
     def refresh(self) -> None:
-        """Fetches what is due, one after another; returns at once while another call does. Never raises for a vendor:
-        what failed is tried again later, and what was there stays until it expires."""
-        if not self._refreshing.acquire(blocking=False):
-            return
-        try:
+        """Fetches what is due, one after another; a second call waits for the first, so that what was due has been
+        tried when it returns. Never raises for a vendor: what failed is tried again later, and what was there stays
+        until it expires."""
+        with self._refreshing:
             now = self.clock()
             with self._lock:
                 due = [wish for wish in self._wishes.values() if max(wish.due, wish.pause.until) <= now]
             # What never failed goes first, so that one bad thing does not hold up its host's others.
             for wish in sorted(due, key=lambda wish: wish.pause.failures):
                 self._fetch(wish, self._hosts.setdefault(_host(wish.request), _Pause()))
-        finally:
-            self._refreshing.release()
 
     def _fetch(self, wish: _Wish, host: _Pause) -> None:
         if host.until > self.clock():

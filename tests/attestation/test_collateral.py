@@ -1,16 +1,9 @@
-"""The vendors' cache, against fake vendors that answer and fail over real HTTP and TLS."""
+"""The vendors' cache: what is asked of whom, what is kept and for how long, whatever is sent. Over real HTTP."""
 
 import base64
-import contextlib
 import datetime
-import ipaddress
-import itertools
 import json
-import struct
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +16,25 @@ from attestation.certificates import load, load_all
 from attestation.checks import Checks
 from attestation.collateral import AMD_KDS, Collateral, FetchFailed, Request, https
 from attestation.errors import CollectionError
-from attestation.limits import LIMITS
 from attestation.nvidia.ocsp import check_ocsp, ocsp_request
-from attestation.snp.report import SIZE, SnpReport
+from attestation.snp.report import SnpReport
 from attestation.snp.vek import Vek
 from attestation.snp.verify import verify_snp
 from attestation.trust import TrustRoots
+from tests.attestation.collateral_case import CHIP, (
+    DAY,
+    GETTERS,
+    HOUR,
+    MINUTE,
+    Case,
+    Clock,
+    missing,
+    ocsp_der,
+    report,
+)
 from tests.attestation.vendors import (
     FAILURES,
     START,
-    YEARS,
     Server,
     Vendors,
     ark,
@@ -40,88 +42,13 @@ from tests.attestation.vendors import (
     issue,
     ocsp_pair,
     serving,
-    tls_files,
 )
-
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
-T0 = START.timestamp()
-CPUID = {"Milan": (0x19, 0x01, 0x01), "Genoa": (0x19, 0x11, 0x01), "Turin": (0x1A, 0x02, 0x01)}
-CHIP = bytes(range(1, 65))
-
-
-def report(product: str, *, version: int = 3, key: int = 0, chip: bytes = CHIP) -> SnpReport:
-    """A report as far as the vendors' addresses are made of it: CPUID, chip and the TCB 1, 2, .. 8."""
-    data = bytearray(SIZE)
-    struct.pack_into("<IIQ", data, 0, version, 0, 1 << 17)
-    struct.pack_into("<II", data, 0x30, 0, 1)
-    struct.pack_into("<I", data, 0x48, key << 2)
-    data[0x180:0x188] = bytes(range(1, 9))
-    if version > 2:
-        data[0x188:0x18B] = bytes(CPUID[product])
-    data[0x1A0:0x1E0] = chip[:8] + bytes(56) if product == "Turin" else chip
-    return SnpReport.parse(bytes(data))
-
-
-@dataclass
-class Clock:
-    now: float = T0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Case:
-    """A cache before fake vendors, with a clock to turn."""
-
-    vendors: Vendors
-    server: Server
-    clock: Clock = field(default_factory=Clock)
-    timeout: float = 5.0
-
-    def __post_init__(self) -> None:
-        url = self.server.url
-        self.cache = Collateral(self.fetch, self.clock, amd=url, azure=url, nvidia_rim=url, nvidia_ocsp=url)
-
-    def fetch(self, request: Request) -> bytes:
-        return https(request, self.timeout)
-
-    def wait(self, seconds: float) -> None:
-        """Time passes, and the background task runs once. The vendors go with the time."""
-        self.clock.now += seconds
-        self.vendors.now = datetime.datetime.fromtimestamp(self.clock.now, datetime.UTC)
-        self.cache.refresh()
-
-    @property
-    def paths(self) -> list[str]:
-        return [path for _, path in self.vendors.asked]
 
 
 @pytest.fixture
 def case() -> Iterator[Case]:
     with serving() as (vendors, server):
         yield Case(vendors, server)
-
-
-def ocsp_der() -> bytes:
-    leaf, issuer = ocsp_pair()
-    return ocsp_request(leaf.certificate, issuer.certificate)
-
-
-GETTERS: dict[str, tuple[str, Callable[[Collateral], object]]] = {
-    "chain": ("/vcek/v1/Milan/cert_chain", lambda cache: cache.amd_chain("Milan", "vcek")),
-    "vlek-chain": ("/vlek/v1/Genoa/cert_chain", lambda cache: cache.amd_chain("Genoa", "vlek")),
-    "crl": ("/vcek/v1/Turin/crl", lambda cache: cache.amd_crl("Turin")),
-    "vcek": ("/vcek/v1/Milan/0102", lambda cache: cache.amd_certificates(report("Milan"))),
-    "azure": ("/metadata/THIM/amd/certification", lambda cache: cache.azure_certificates()),
-    "ocsp": ("/", lambda cache: cache.ocsp(ocsp_der())),
-}
-
-
-def missing(get: Callable[[], object]) -> str:
-    with pytest.raises(CollectionError) as caught:
-        get()
-    return str(caught.value)
 
 
 # What is asked of whom
@@ -376,260 +303,6 @@ def test_no_bound_makes_a_cache_raise_anything_else() -> None:
     for _ in range(3):
         missing(lambda: cache.amd_crl("Milan"))
         cache.refresh()
-
-
-# When vendors fail
-
-
-@pytest.mark.parametrize("mode", FAILURES)
-@pytest.mark.parametrize("name", GETTERS)
-def test_every_failure_is_a_collection_error_and_passes(case: Case, name: str, mode: str) -> None:
-    start, get = GETTERS[name]
-    case.vendors.failing[start] = mode
-    missing(lambda: get(case.cache))
-    case.cache.refresh()
-    assert case.server.url.removeprefix("http://") in missing(lambda: get(case.cache))
-    assert not any(path.startswith("/elsewhere") for path in case.paths)
-    case.vendors.failing.clear()
-    case.wait(MINUTE - 1)
-    missing(lambda: get(case.cache))
-    case.wait(1)
-    get(case.cache)
-
-
-@pytest.mark.parametrize("mode", ["429", "503", "hang-up"])
-def test_a_vendor_that_limits_or_is_away_is_left_alone_as_a_whole(case: Case, mode: str) -> None:
-    case.vendors.failing["/"] = mode
-    for product in ("Milan", "Genoa", "Turin"):
-        missing(lambda product=product: case.cache.amd_crl(product))
-    case.cache.refresh()
-    assert len(case.paths) == 1
-    for product in ("Milan", "Genoa", "Turin"):
-        assert "has not given it yet" not in missing(lambda product=product: case.cache.amd_crl(product))
-    case.wait(MINUTE)
-    assert len(case.paths) == 2  # Another one: it has failed less often.
-    assert case.paths[0] != case.paths[1]
-    case.vendors.failing.clear()
-    case.wait(2 * MINUTE)
-    for product in ("Milan", "Genoa", "Turin"):
-        case.cache.amd_crl(product)
-
-
-@pytest.mark.parametrize("mode", ["404", "500", "wrong-content", "redirect"])
-def test_one_bad_thing_holds_up_nothing_else(case: Case, mode: str) -> None:
-    case.vendors.failing["/vcek/v1/Milan/crl"] = mode
-    for product in ("Milan", "Genoa"):
-        missing(lambda product=product: case.cache.amd_crl(product))
-    case.cache.refresh()
-    case.cache.amd_crl("Genoa")
-    missing(lambda: case.cache.amd_crl("Milan"))
-
-
-@pytest.mark.parametrize(
-    ("retry_after", "seconds"),
-    [
-        ("", MINUTE),
-        ("5", MINUTE),
-        ("600", 600.0),
-        ("Fri, 02 Jan 2026 00:00:00 GMT", HOUR),
-        ("1e300", DAY),
-        ("inf", DAY),
-        ("nan", MINUTE),
-        ("-7", MINUTE),
-        ("soon", HOUR),
-    ],
-)
-def test_retry_after_is_respected_for_a_day_at_most(case: Case, retry_after: str, seconds: float) -> None:
-    case.vendors.failing["/"], case.vendors.retry_after = "429", retry_after
-    missing(lambda: case.cache.amd_crl("Milan"))
-    case.cache.refresh()
-    case.vendors.failing.clear()
-    case.wait(seconds - 1)
-    assert len(case.paths) == 1
-    case.wait(1)
-    assert len(case.paths) == 2
-    case.cache.amd_crl("Milan")
-
-
-def test_pauses_double_up_to_an_hour_and_never_overflow() -> None:
-    clock, tries = Clock(), []
-
-    def fetch(request: Request) -> bytes:
-        tries.append(clock.now)
-        raise FetchFailed("no", whole_host=True)
-
-    cache = Collateral(fetch, clock)
-    missing(lambda: cache.amd_crl("Milan"))
-    cache.refresh()
-    while len(tries) < 1100:
-        clock.now += MINUTE
-        cache.refresh()
-    gaps = [after - before for before, after in itertools.pairwise(tries)]
-    assert gaps[:7] == [60, 120, 240, 480, 960, 1920, 3600]
-    assert set(gaps[7:]) == {3600}
-
-
-@pytest.mark.parametrize("mode", ["404", "429"])
-def test_a_success_ends_the_growth_of_the_pauses(case: Case, mode: str) -> None:
-    missing(lambda: case.cache.ocsp(ocsp_der()))
-    case.vendors.failing["/"] = mode
-    case.cache.refresh()
-    case.wait(MINUTE)
-    case.vendors.failing.clear()
-    case.wait(2 * MINUTE)
-    case.cache.ocsp(ocsp_der())
-    case.vendors.failing["/"] = mode
-    case.wait(12 * HOUR)
-    assert len(case.paths) == 4
-    case.wait(MINUTE)
-    assert len(case.paths) == 5
-
-
-@pytest.mark.parametrize("mode", ["drip-headers", "drip-body"])
-def test_a_server_that_sends_a_little_now_and_then_is_left(case: Case, mode: str) -> None:
-    case.vendors.failing["/"], case.timeout = mode, 0.4
-    missing(lambda: case.cache.amd_crl("Milan"))
-    before = time.monotonic()
-    case.cache.refresh()
-    assert 0.3 < time.monotonic() - before < 3
-    missing(lambda: case.cache.amd_crl("Milan"))
-
-
-def test_an_answer_is_bounded(case: Case) -> None:
-    for mode in ("huge", "endless"):
-        case.vendors.failing["/"] = mode
-        with pytest.raises(FetchFailed, match="too much"):
-            https(Request(f"{case.server.url}/vcek/v1/Milan/crl"))
-    case.vendors.failing.clear()
-    case.vendors.recorded = {"/most": bytes(LIMITS.fetched), "/more": bytes(LIMITS.fetched + 1)}
-    assert https(Request(f"{case.server.url}/most")) == bytes(LIMITS.fetched)
-    with pytest.raises(FetchFailed):
-        https(Request(f"{case.server.url}/more"))
-
-
-def test_nobody_listens() -> None:
-    with serving() as (_, server):
-        url = server.url
-    with pytest.raises(FetchFailed, match="ConnectionRefusedError") as caught:
-        https(Request(f"{url}/x"))
-    assert caught.value.whole_host
-
-
-# TLS
-
-
-def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = issue("a web authority")
-    (tmp_path / "roots.pem").write_bytes(root.pem)
-    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    elsewhere = x509.SubjectAlternativeName([x509.DNSName("kdsintf.amd.com")])
-    good = issue("127.0.0.1", root, alternative=here, ca=False)
-    cases = {
-        "good": (good, root, True),
-        "another name": (issue("127.0.0.1", root, alternative=elsewhere, ca=False), root, False),
-        "expired": (issue("127.0.0.1", root, alternative=here, ca=False, until=START - YEARS / 2), root, False),
-        "unknown issuer": (issue("127.0.0.1", other := issue("a web authority"), alternative=here), other, False),
-    }
-    for name, (leaf, issuer, accepted) in cases.items():
-        with serving(Vendors(recorded={"/x?y=z": b"found"}), tls_files(tmp_path, leaf, issuer)) as (vendors, server):
-            request = Request(f"{server.url}/x?y=z")
-            # Without the environment's say the machine's own roots count, which have none of these.
-            with pytest.raises(FetchFailed, match="SSLCertVerificationError"):
-                https(request)
-            with monkeypatch.context() as context:
-                context.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
-                if accepted:
-                    assert https(request) == b"found"
-                else:
-                    with pytest.raises(FetchFailed, match="SSLCertVerificationError"):
-                        https(request)
-            assert len(vendors.asked) == accepted, name
-
-
-@pytest.mark.parametrize("mode", ["truncated", "drip-headers", "drip-body", "redirect", "endless"])
-def test_failures_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    root = issue("a web authority")
-    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    leaf = issue("127.0.0.1", root, alternative=here, ca=False)
-    (tmp_path / "roots.pem").write_bytes(root.pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
-    with serving(Vendors(failing={"/": mode}), tls_files(tmp_path, leaf, root)) as (vendors, server):
-        before = time.monotonic()
-        with pytest.raises(FetchFailed):
-            https(Request(f"{server.url}/vcek/v1/Milan/crl"), 0.5)
-        assert time.monotonic() - before < 3
-        assert len(vendors.asked) == 1
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://kdsintf.amd.com/x",
-        "http://192.0.2.1/x",
-        "http://localhost/x",
-        "http://8.8.8.8@127.0.0.1.example/x",
-        "ftp://127.0.0.1/x",
-        "file:///etc/passwd",
-        "/x",
-        "",
-        "https://[::1/x",
-        "https://127.0.0.1:port/x",
-    ],
-)
-def test_addresses_that_are_not_asked(url: str) -> None:
-    with pytest.raises(FetchFailed, match="not one that can be asked"):
-        https(Request(url))
-    cache = Collateral(https, Clock(), amd=url.removesuffix("/x"))
-    missing(lambda: cache.amd_crl("Milan"))
-    cache.refresh()
-    missing(lambda: cache.amd_crl("Milan"))
-
-
-# The background task beside everything else
-
-
-def test_one_refresh_at_a_time_and_getters_do_not_wait_for_it() -> None:
-    inside, go, fetched = threading.Event(), threading.Event(), []
-
-    def fetch(request: Request) -> bytes:
-        fetched.append(request.url)
-        inside.set()
-        assert go.wait(10)
-        return Vendors()._crl("Milan")
-
-    cache = Collateral(fetch, Clock())
-    missing(lambda: cache.amd_crl("Milan"))
-    first = threading.Thread(target=cache.refresh)
-    first.start()
-    assert inside.wait(10)
-    before = time.monotonic()
-    cache.refresh()
-    missing(lambda: cache.amd_crl("Milan"))
-    missing(lambda: cache.amd_crl("Genoa"))
-    assert time.monotonic() - before < 1
-    go.set()
-    first.join(10)
-    cache.amd_crl("Milan")
-    assert len(fetched) == 1
-    cache.refresh()
-    assert len(fetched) == 2  # Genoa's, wished for in between.
-
-
-def test_a_fault_of_the_program_does_not_block_later_refreshes() -> None:
-    broken = True
-
-    def fetch(request: Request) -> bytes:
-        if broken:
-            raise ZeroDivisionError
-        return Vendors()._crl("Milan")
-
-    cache = Collateral(fetch, Clock())
-    missing(lambda: cache.amd_crl("Milan"))
-    with contextlib.suppress(ZeroDivisionError):
-        cache.refresh()
-    broken = False
-    cache.refresh()
-    cache.amd_crl("Milan")
 
 
 # Whatever they send
