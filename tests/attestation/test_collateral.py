@@ -21,7 +21,8 @@ from attestation.snp.report import SnpReport
 from attestation.snp.vek import Vek
 from attestation.snp.verify import verify_snp
 from attestation.trust import TrustRoots
-from tests.attestation.collateral_case import CHIP, (
+from tests.attestation.collateral_case import (
+    CHIP,
     DAY,
     GETTERS,
     HOUR,
