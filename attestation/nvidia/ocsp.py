@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from attestation.certificates import load
 from attestation.checks import Checks
 from attestation.errors import EvidenceError, Step, VerificationError
+from attestation.limits import LIMITS
 
 Pair = tuple[x509.Certificate, x509.Certificate]
 """A certificate and its issuer's."""
@@ -32,10 +34,10 @@ def check_ocsp(
     covered: dict[bytes, datetime.datetime] = {}
     wanted = {certificate.fingerprint(hashes.SHA256()): (certificate, issuer) for certificate, issuer in needed}
     for der in answers:
-        answer = _load(der)
+        answer, enclosed = _load(der)
         for key, (certificate, issuer) in wanted.items():
             if _is_about(answer, certificate, issuer):
-                covered[key] = _check(answer, certificate, issuer, now)
+                covered[key] = _check(answer, enclosed, certificate, issuer, now)
     missing = len(wanted) - len(covered)
     if wanted and not missing:
         checks.ok("gpu.ocsp", f"NVIDIA says that none of {len(wanted)} certificates is revoked")
@@ -50,7 +52,8 @@ def ocsp_request(certificate: x509.Certificate, issuer: x509.Certificate) -> byt
     return request.public_bytes(Encoding.DER)
 
 
-def _load(der: bytes) -> ocsp.OCSPResponse:
+def _load(der: bytes) -> tuple[ocsp.OCSPResponse, tuple[x509.Certificate, ...]]:
+    """An answer and the certificates in it, which nobody signed along with it."""
     try:
         answer = ocsp.load_der_ocsp_response(der)
     except ValueError as error:
@@ -60,12 +63,18 @@ def _load(der: bytes) -> ocsp.OCSPResponse:
     try:
         # Several answers in one, or parts that are read late.
         _ = answer.serial_number, answer.certificate_status, answer.this_update_utc, answer.next_update_utc
-        _ = answer.issuer_name_hash, answer.issuer_key_hash, answer.hash_algorithm, answer.certificates
+        _ = answer.issuer_name_hash, answer.issuer_key_hash, answer.hash_algorithm, answer.revocation_reason
         _ = answer.signature_hash_algorithm, answer.responder_name, answer.responder_key_hash
-        _ = answer.revocation_reason, [(item.subject, _key_bits(item)) for item in answer.certificates]
+        certificates = [item.public_bytes(Encoding.DER) for item in answer.certificates]
     except Exception as error:  # The library's errors for odd answers have no common base.
         raise EvidenceError("an OCSP answer cannot be read") from error
-    return answer
+    # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.
+    if b"\x00" + answer.signature not in der:
+        raise EvidenceError("an OCSP answer is not DER")
+    # Each may have to be tried.
+    if len(certificates) > LIMITS.certificates:
+        raise EvidenceError(f"an OCSP answer has more than {LIMITS.certificates} certificates")
+    return answer, tuple(load(item, "the certificate of an OCSP responder") for item in certificates)
 
 
 def _is_about(answer: ocsp.OCSPResponse, certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -79,9 +88,13 @@ def _is_about(answer: ocsp.OCSPResponse, certificate: x509.Certificate, issuer: 
 
 
 def _check(
-    answer: ocsp.OCSPResponse, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime.datetime
+    answer: ocsp.OCSPResponse,
+    enclosed: Sequence[x509.Certificate],
+    certificate: x509.Certificate,
+    issuer: x509.Certificate,
+    now: datetime.datetime,
 ) -> datetime.datetime:
-    signer = _signer(answer, issuer, now)
+    signer = _signer(answer, enclosed, issuer, now)
     key = signer.public_key()
     algorithm = answer.signature_hash_algorithm
     if (
@@ -105,9 +118,14 @@ def _check(
     return min(until, signer.not_valid_after_utc)
 
 
-def _signer(answer: ocsp.OCSPResponse, issuer: x509.Certificate, now: datetime.datetime) -> x509.Certificate:
+def _signer(
+    answer: ocsp.OCSPResponse,
+    enclosed: Sequence[x509.Certificate],
+    issuer: x509.Certificate,
+    now: datetime.datetime,
+) -> x509.Certificate:
     """The issuer itself, or the responder that it issued a certificate for this purpose (RFC 6960, 4.2.2.2)."""
-    for candidate in (issuer, *answer.certificates):
+    for candidate in (issuer, *enclosed):
         if not _is_named(answer, candidate):
             continue
         if candidate == issuer:
