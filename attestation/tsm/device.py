@@ -1,7 +1,8 @@
 """configfs-tsm (Linux 6.7 and later): a directory that turns 64 bytes into a signed report.
 
 Linux, Documentation/ABI/testing/configfs-tsm-report. Whoever makes a directory owns it, but root may write into every
-one, so `generation` is read again after the report: it tells whether somebody wrote in between.
+one. `generation` counts writes: one more after the report than before the request means that the request was taken, and
+that nobody else wrote in between.
 """
 
 import contextlib
@@ -64,7 +65,9 @@ class Tsm:
                 report = self._once(entry, inblob)
                 if report is not None:
                     return report
-            raise CollectionError("another process kept writing into this process's report request")
+            raise CollectionError(
+                "another process keeps writing into this process's report request, or the kernel ignores it"
+            )
         except OSError as error:
             raise CollectionError(f"the kernel gave no report: {_reason(error)}") from error
         finally:
@@ -74,8 +77,8 @@ class Tsm:
 
     def _once(self, entry: Path, inblob: bytes) -> TsmReport | None:
         """None where somebody else wrote meanwhile."""
-        _write(entry / "inblob", inblob)
         before = _generation(entry)
+        _write(entry / "inblob", inblob)
         outblob = _read(entry / "outblob", LIMITS.report)
         try:
             auxblob = _read(entry / "auxblob", LIMITS.auxblob)
@@ -84,11 +87,12 @@ class Tsm:
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENODATA):
                 raise
             auxblob = b""
-        if _generation(entry) != before:
+        # The kernel drops the result of writing a binary attribute, so this also shows that it took the request.
+        if _generation(entry) != before + 1:
             return None
         if not outblob:
             raise CollectionError("the kernel gave an empty report")
-        return TsmReport(outblob, auxblob, before)
+        return TsmReport(outblob, auxblob, before + 1)
 
 
 def _generation(entry: Path) -> int:
