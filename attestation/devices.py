@@ -1,5 +1,6 @@
 """The devices of this machine by the names that a configuration has for them: where everything is put together."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self, TypeVar
@@ -8,7 +9,7 @@ from attestation import strict
 from attestation.collateral import Collateral, https
 from attestation.collect import CpuDevice, Endorsements, GpuDevices, NoEndorsements, NoGpus
 from attestation.endorsements import VendorEndorsements
-from attestation.errors import CollectionError
+from attestation.errors import CollectionError, NotThereYet
 from attestation.simulated.device import SimulatedCpu
 from attestation.snp.device import SevSnp
 from attestation.tdx.device import Tdx
@@ -17,8 +18,7 @@ from attestation.vtpm.device import SnpVtpm
 T = TypeVar("T")
 Cpu = Literal["simulated", "sev-snp", "sev-snp-vtpm", "tdx"]
 Gpus = Literal["none", "nvidia"]
-_TRIES = 10
-"""Of a collection that waits for certificates: each try may wish for one more thing."""
+_TRIES, _PAUSE_S = 30, 2.0
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,14 @@ def collect(cpu: Cpu | Literal["none"], gpus: Gpus, nonce: bytes) -> dict[str, o
     return found
 
 
-def waiting(collect: Callable[[], T], refresh: Callable[[], None]) -> T:
-    """What `collect` gives once the vendors gave what it needs. Raises the last `CollectionError`."""
+def waiting(collect: Callable[[], T], refresh: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> T:
+    """What `collect` gives once the vendors gave what it needs, within a minute. Raises `CollectionError`."""
     for _ in range(_TRIES - 1):
         try:
             return collect()
-        except CollectionError:
+        except NotThereYet:
             refresh()
+            sleep(_PAUSE_S)
     return collect()
 
 
@@ -89,7 +90,7 @@ def _cpu(name: Cpu, cache: Collateral) -> CpuDevice:
         case "simulated":
             return SimulatedCpu()
         case "sev-snp":
-            return SevSnp(cache.amd_certificates)
+            return SevSnp(cache.amd_certificates, cache.amd_chain)
         case "sev-snp-vtpm":
             return SnpVtpm(cache.azure_certificates)
         case "tdx":

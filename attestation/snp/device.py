@@ -5,19 +5,21 @@ Linux, include/uapi/linux/sev-guest.h; AMD, "SEV Secure Nested Paging Firmware A
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from attestation.certificates import load
 from attestation.errors import CollectionError, EvidenceError
 from attestation.evidence import CpuEvidence
-from attestation.limits import LIMITS
-from attestation.snp.report import SnpReport
+from attestation.snp.report import SnpReport, tcb_levels
 from attestation.snp.table import certificates
+from attestation.snp.vek import Vek
 from attestation.tsm.device import Tsm
 
 PROVIDER = "sev-snp"
@@ -32,6 +34,9 @@ _RESPONSE_SIZE = 4000
 _REPORT_AT = 0x20
 _EXIT_AT = 24
 _VMM_INVALID_LENGTH, _VMM_BUSY = 1, 2
+_PAGE = 4096
+_TABLE_MAX = 16 * 1024
+"""What the kernel passes on at most (SEV_FW_BLOB_MAX_SIZE), in whole pages."""
 _TRIES, _PAUSE_S = 8, 0.25
 
 
@@ -44,7 +49,9 @@ class Ioctl(Protocol):
 class SevSnp:
     """AMD SEV-SNP.
 
-    `vendor` gives VEK, ASK and ARK (DER) for a report where the host did not; it raises `CollectionError` until it can.
+    What the host does not give, or gives for other firmware, comes from AMD: `vendor` gives VCEK, ASK and ARK (DER) for
+    a report, `chain` the last two, or ASVK and ARK, for a product and kind of key (providers give their VLEK alone).
+    Both raise `CollectionError` until they can.
     """
 
     provider = PROVIDER
@@ -52,12 +59,14 @@ class SevSnp:
     def __init__(
         self,
         vendor: Callable[[SnpReport], tuple[bytes, ...]],
+        chain: Callable[[str, Literal["vcek", "vlek"]], tuple[bytes, ...]],
         tsm: Tsm | None = None,
         guest: Path = GUEST,
         ioctl: Ioctl = fcntl.ioctl,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._vendor = vendor
+        self._chain = chain
         self._tsm = tsm or Tsm()
         self._guest = guest
         self._ioctl = ioctl
@@ -83,12 +92,17 @@ class SevSnp:
         # What is wrong here is found here, and not by every client.
         try:
             parsed = SnpReport.parse(report)
-            chain = certificates(table, parsed.signing_key) if table else None
+            given = certificates(table, parsed.signing_key)
+            vek = Vek.parse(load(given[0], "the host's VEK certificate")) if given else None
         except EvidenceError as error:
             raise CollectionError(f"the machine gave no evidence that can be used: {error}") from error
         if parsed.report_data != report_data:
             raise CollectionError("the machine gave a report for other report data")
-        return CpuEvidence(PROVIDER, report, chain or self._vendor(parsed))
+        if vek is None or not _fits(parsed, vek):
+            given = self._vendor(parsed)
+        elif len(given) == 1:
+            given += self._chain(vek.product, vek.kind)
+        return CpuEvidence(PROVIDER, report, given)
 
     def _from_guest(self, report_data: bytes) -> tuple[bytes, bytes]:
         """(report, certificate table) through the extended request; the table may be empty."""
@@ -97,24 +111,27 @@ class SevSnp:
         except OSError as error:
             raise CollectionError(f"{self._guest} cannot be opened ({error.strerror}); it takes root") from error
         try:
-            table = bytearray(4096)
-            for _ in range(_TRIES):
-                address = _address(table)
-                request = bytearray(_EXT_REQUEST.pack(report_data, 0, address, len(table)))
-                response, wanted = self._ask(descriptor, GET_EXT_REPORT, request)
-                if response is not None:
-                    return response, bytes(table) if any(table) else b""
-                # The host has more certificates than fit: it wrote how many bytes into the request.
-                size = _EXT_REQUEST.unpack(request)[3] if wanted else 0
-                if not len(table) < size <= LIMITS.auxblob:
-                    raise CollectionError(f"the host wants to give {size} bytes of certificates")
-                table = bytearray(-(-size // 4096) * 4096)
-            raise CollectionError("the host keeps asking for a larger buffer for its certificates")
+            table = bytearray(_PAGE)
+            while True:
+                request = bytearray(_EXT_REQUEST.pack(report_data, 0, _address(table), len(table)))
+                report = self._ask(descriptor, GET_EXT_REPORT, request)
+                if report is not None:
+                    return report, bytes(table) if any(table) else b""
+                # The host has more certificates than fit: the kernel wrote how many bytes into the request.
+                size = _EXT_REQUEST.unpack(request)[3]
+                if not len(table) < size <= _TABLE_MAX:
+                    break
+                table = bytearray(-(-size // _PAGE) * _PAGE)
+            # More than the kernel passes on. The report needs no certificates of the host.
+            report = self._ask(descriptor, GET_REPORT, bytearray(_REQUEST.pack(report_data, 0)))
+            if report is None:
+                raise CollectionError("the host wants to give certificates with a report that was asked without")
+            return report, b""
         finally:
             os.close(descriptor)
 
-    def _ask(self, descriptor: int, code: int, request: bytearray) -> tuple[bytes | None, bool]:
-        """(report, False), or (None, True) where the host wants a larger buffer. Waits while it is busy."""
+    def _ask(self, descriptor: int, code: int, request: bytearray) -> bytes | None:
+        """The report, or None where the host wants a larger buffer for its certificates. Waits while it is busy."""
         for attempt in range(_TRIES):
             response = bytearray(_RESPONSE_SIZE)
             argument = bytearray(_ARGUMENT.pack(_MESSAGE_VERSION, _address(request), _address(response), 0))
@@ -126,20 +143,35 @@ class SevSnp:
             exit_info = int.from_bytes(argument[_EXIT_AT : _EXIT_AT + 8], "little")
             firmware, host = exit_info & 0xFFFFFFFF, exit_info >> 32
             if host == _VMM_INVALID_LENGTH:
-                return None, True
+                return None
             if host == _VMM_BUSY:
                 self._sleep(_PAUSE_S * 2**attempt)
                 continue
             if failed is not None or firmware or host:
-                reason = failed.strerror if failed is not None else "no error of the kernel"
                 raise CollectionError(
-                    f"{self._guest} gave no report: {reason}; firmware error {firmware:#x}, host error {host:#x}"
+                    f"{self._guest} gave no report: {_reason(failed)}; "
+                    f"firmware error {firmware:#x}, host error {host:#x}"
                 )
             status, size = struct.unpack_from("<II", response)
             if status or _REPORT_AT + size > len(response):
                 raise CollectionError(f"the firmware gave no report: status {status:#x}")
-            return bytes(response[_REPORT_AT : _REPORT_AT + size]), False
+            return bytes(response[_REPORT_AT : _REPORT_AT + size])
         raise CollectionError("the host is busy; it limits how often the platform signs")
+
+
+def _fits(report: SnpReport, vek: Vek) -> bool:
+    """Hosts keep the certificate of the firmware that they had before an update; clients would refuse it."""
+    if report.signing_key != vek.kind or report.product not in (None, vek.product):
+        return False
+    return tcb_levels(vek.product, report.reported_tcb) == vek.tcb
+
+
+def _reason(failed: OSError | None) -> str:
+    if failed is None:
+        return "no error of the kernel"
+    if failed.errno == errno.ENOTTY:
+        return "the kernel gave up its key after an earlier error, and the machine has to be restarted"
+    return failed.strerror or type(failed).__name__
 
 
 def _address(buffer: bytearray) -> int:

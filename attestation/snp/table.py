@@ -23,20 +23,21 @@ _NAMES = {
 }
 
 
-def certificates(table: bytes, signing_key: str) -> tuple[bytes, ...] | None:
-    """VEK, ASK or ASVK, ARK as DER for a report signed by `signing_key` (vcek or vlek).
+def certificates(table: bytes, signing_key: str) -> tuple[bytes, ...]:
+    """What the host gave for a report signed by `signing_key` (vcek or vlek), as DER.
 
-    None where the table does not have all three: hosts may give any part, or nothing. Entries of other kinds are passed
-    over. Raises `EvidenceError` for a table that cannot be read.
+    VEK, ASK or ASVK, ARK where the table has all three; the VEK alone where it has that; else nothing. Entries of other
+    kinds are passed over. Raises `EvidenceError` for a table that cannot be read.
     """
     found: dict[str, bytes] = {}
     for name, data in _entries(table):
         if name in found:
             raise EvidenceError(f"the host's certificate table has two entries for the {name}")
         found[name] = data
-    if not {signing_key, "ask", "ark"} <= found.keys():
-        return None
-    return tuple(_one(found[name], name) for name in (signing_key, "ask", "ark"))
+    if signing_key not in found:
+        return ()
+    names = (signing_key, "ask", "ark") if {"ask", "ark"} <= found.keys() else (signing_key,)
+    return tuple(_one(found[name], name) for name in names)
 
 
 def _entries(table: bytes) -> list[tuple[str, bytes]]:

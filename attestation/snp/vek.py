@@ -4,7 +4,7 @@ AMD, "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface Specif
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -31,8 +31,7 @@ _HWID_SIZES = {"Milan": 64, "Genoa": 64, "Turin": 8}
 class Vek:
     """What a VCEK or VLEK certificate says beside its key."""
 
-    kind: str
-    """vcek or vlek."""
+    kind: Literal["vcek", "vlek"]
     product: str
     tcb: dict[str, int]
     """Firmware levels that the key was derived for, by component."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from tests.attestation.snp.authority import Processor
 
 GET_REPORT, GET_EXT_REPORT = 0xC0205300, 0xC0205302
+PAGE, LARGEST = 4096, 4 * 4096
+"""The kernel refuses another size of the buffer for certificates."""
 
 
 @dataclass
@@ -33,11 +35,11 @@ class FakeGuest:
     def __call__(self, descriptor: int, code: int, argument: bytearray, mutate: bool, /) -> int:
         assert os.fstat(descriptor)
         assert mutate
-        assert code == GET_EXT_REPORT
+        assert code in (GET_REPORT, GET_EXT_REPORT)
         self.asked.append(code)
         version, request, response, exit_info = struct.unpack("<B7xQQQ", argument)
         assert (version, exit_info) == (1, 0)
-        report_data, vmpl, address, size = struct.unpack("<64sI28xQI4x", ctypes.string_at(request, 112))
+        report_data, vmpl = struct.unpack("<64sI28x", ctypes.string_at(request, 96))
         assert vmpl == 0
         if self.kernel_error:
             raise OSError(self.kernel_error, os.strerror(self.kernel_error))
@@ -46,11 +48,18 @@ class FakeGuest:
             return self._fail(argument, 0, 2)
         if self.firmware_error or self.host_error:
             return self._fail(argument, self.firmware_error, self.host_error)
-        if size < len(self.table) or self.always_too_small:
-            wanted = size + 1 if self.always_too_small else len(self.table)
-            ctypes.memmove(request + 104, struct.pack("<I", wanted), 4)
+        if self.always_too_small and code == GET_REPORT:
             return self._fail(argument, 0, 1)
-        ctypes.memmove(address, self.table, len(self.table))
+        if code == GET_EXT_REPORT:
+            address, size = struct.unpack("<QI4x", ctypes.string_at(request + 96, 16))
+            if size > LARGEST or size % PAGE:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            if size < len(self.table) or self.always_too_small:
+                # The host says how many pages it takes.
+                wanted = size + 1 if self.always_too_small else len(self.table)
+                ctypes.memmove(request + 104, struct.pack("<I", -(-wanted // PAGE) * PAGE), 4)
+                return self._fail(argument, 0, 1)
+            ctypes.memmove(address, self.table, len(self.table))
         report = self.processor.report(report_data)
         ctypes.memmove(response, struct.pack("<II24x", self.status, len(report)) + report, 32 + len(report))
         return 0

@@ -19,8 +19,8 @@ from attestation.snp.report import SnpReport
 from attestation.snp.table import certificates
 from attestation.snp.verify import verify_snp
 from attestation.tsm.device import Tsm
-from tests.attestation.snp.authority import NOW, Processor
-from tests.attestation.snp.guest import FakeGuest, table
+from tests.attestation.snp.authority import LEVELS, NOW, Processor
+from tests.attestation.snp.guest import GET_EXT_REPORT, GET_REPORT, FakeGuest, table
 from tests.attestation.tdx.configfs import configfs
 
 GENOA = Processor()
@@ -31,6 +31,10 @@ FULL = table({"ark": ARK, "ask": ASK, "vcek": VEK})
 
 def none(report: SnpReport) -> tuple[bytes, ...]:
     raise CollectionError("not there yet")
+
+
+def no_chain(product: str, kind: str) -> tuple[bytes, ...]:
+    raise CollectionError("no chain yet")
 
 
 def given_chain(report: SnpReport) -> tuple[bytes, ...]:
@@ -44,9 +48,9 @@ def guest(tmp_path: Path) -> Callable[..., SevSnp]:
     device = tmp_path / "sev-guest"
     device.write_bytes(b"")
 
-    def make(fake: FakeGuest, vendor: Any = none, waited: list[float] | None = None) -> SevSnp:
+    def make(fake: FakeGuest, vendor: Any = none, waited: list[float] | None = None, chain: Any = no_chain) -> SevSnp:
         sleep = (waited if waited is not None else []).append
-        return SevSnp(vendor, Tsm(tmp_path / "absent"), device, fake, sleep)
+        return SevSnp(vendor, chain, Tsm(tmp_path / "absent"), device, fake, sleep)
 
     return make
 
@@ -57,19 +61,19 @@ def check(evidence: Any) -> None:
 
 
 def test_through_configfs_with_the_vendors_certificates(tmp_path: Path) -> None:
-    device = SevSnp(given_chain, Tsm(configfs(tmp_path, GENOA.report, "sev_guest")), tmp_path / "absent")
+    device = SevSnp(given_chain, no_chain, Tsm(configfs(tmp_path, GENOA.report, "sev_guest")), tmp_path / "absent")
     check(device.report(DATA))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_through_configfs_on_another_platform(tmp_path: Path) -> None:
-    device = SevSnp(given_chain, Tsm(configfs(tmp_path, GENOA.report, "tdx_guest")), tmp_path / "absent")
+    device = SevSnp(given_chain, no_chain, Tsm(configfs(tmp_path, GENOA.report, "tdx_guest")), tmp_path / "absent")
     with pytest.raises(CollectionError, match="tdx_guest"):
         device.report(DATA)
 
 
 def test_a_machine_with_neither(tmp_path: Path) -> None:
-    device = SevSnp(given_chain, Tsm(tmp_path / "a"), tmp_path / "b")
+    device = SevSnp(given_chain, no_chain, Tsm(tmp_path / "a"), tmp_path / "b")
     with pytest.raises(CollectionError, match="neither configfs-tsm nor"):
         device.report(DATA)
 
@@ -89,11 +93,47 @@ def test_through_the_device_with_the_hosts_certificates(guest: Callable[..., Sev
         assert len(fake.asked) == times
 
 
-@pytest.mark.parametrize("incomplete", [b"", table({"vcek": VEK}), table({"ask": ASK, "ark": ARK}), bytes(24)])
+@pytest.mark.parametrize("incomplete", [b"", table({"vlek": VEK}), table({"ask": ASK, "ark": ARK}), bytes(24)])
 def test_the_vendor_is_asked_where_the_host_gave_less(incomplete: bytes, guest: Callable[..., SevSnp]) -> None:
     check(guest(FakeGuest(GENOA, incomplete), given_chain).report(DATA))
     with pytest.raises(CollectionError, match="not there yet"):
         guest(FakeGuest(GENOA, incomplete)).report(DATA)
+
+
+@pytest.mark.parametrize("kind", ["vcek", "vlek"])
+@pytest.mark.parametrize("more", [{}, {"ark": ARK}])
+def test_the_rest_of_the_chain_where_the_host_gave_the_key_alone(
+    kind: str, more: dict[str, bytes], guest: Callable[..., SevSnp]
+) -> None:
+    """As providers do with their VLEK, which AMD's service does not have."""
+    milan = Processor("Milan", kind)
+    fake = FakeGuest(milan, table({kind: milan.certificates[0], **more}))
+
+    def chain(product: str, asked: str) -> tuple[bytes, ...]:
+        assert (product, asked) == ("Milan", kind)
+        return milan.certificates[1:]
+
+    assert guest(fake, chain=chain).report(DATA).certificates == milan.certificates
+    with pytest.raises(CollectionError, match="no chain yet"):
+        guest(fake, given_chain).report(DATA)
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [Processor(levels=LEVELS | {"snp": 22}), Processor("Milan"), Processor(kind="vlek")],
+    ids=["firmware", "product", "kind"],
+)
+def test_the_vendor_is_asked_where_the_hosts_certificate_does_not_fit(
+    stale: Processor, guest: Callable[..., SevSnp]
+) -> None:
+    given = table(dict(zip(("vcek", "ask", "ark"), stale.certificates, strict=True)))
+    check(guest(FakeGuest(GENOA, given), given_chain).report(DATA))
+
+
+def test_a_host_with_more_certificates_than_the_kernel_passes_on(guest: Callable[..., SevSnp]) -> None:
+    fake = FakeGuest(GENOA, FULL + bytes(4 * 4096))
+    check(guest(fake, given_chain).report(DATA))
+    assert fake.asked == [GET_EXT_REPORT, GET_REPORT]
 
 
 def test_a_busy_host_is_asked_again_later(guest: Callable[..., SevSnp]) -> None:
@@ -110,10 +150,10 @@ def test_a_busy_host_is_asked_again_later(guest: Callable[..., SevSnp]) -> None:
     [
         (FakeGuest(GENOA, FULL, firmware_error=0x16), "firmware error 0x16"),
         (FakeGuest(GENOA, FULL, host_error=7), "host error 0x7"),
-        (FakeGuest(GENOA, FULL, kernel_error=errno.ENOTTY), "firmware error 0x0"),
+        (FakeGuest(GENOA, FULL, kernel_error=errno.EIO), "Input/output error; firmware error 0x0"),
+        (FakeGuest(GENOA, FULL, kernel_error=errno.ENOTTY), "restarted"),
         (FakeGuest(GENOA, FULL, status=0x16), "status 0x16"),
-        (FakeGuest(GENOA, FULL, always_too_small=True), "buffer|bytes of certificates"),
-        (FakeGuest(GENOA, bytes(LIMITS.auxblob + 1)), "bytes of certificates"),
+        (FakeGuest(GENOA, FULL, always_too_small=True), "asked without"),
         (FakeGuest(GENOA, b"\1" * 50), "no evidence that can be used"),
     ],
 )
@@ -125,20 +165,19 @@ def test_failures_say_what_failed(fake: FakeGuest, words: str, guest: Callable[.
 def test_a_device_that_may_not_be_opened(tmp_path: Path) -> None:
     (tmp_path / "sev-guest").mkdir()
     with pytest.raises(CollectionError, match="cannot be opened"):
-        SevSnp(none, Tsm(tmp_path / "absent"), tmp_path / "sev-guest").report(DATA)
+        SevSnp(none, no_chain, Tsm(tmp_path / "absent"), tmp_path / "sev-guest").report(DATA)
 
 
 def test_the_hosts_real_table(vectors: Path) -> None:
     folder = vectors / "sev-snp" / "genoa-v3-tsm-auxblob"
     chain = certificates((folder / "auxblob.bin").read_bytes(), "vcek")
-    assert chain is not None
     assert chain[0] == (folder / "vcek.der").read_bytes()
     roots = [
         x509.load_pem_x509_certificate((folder.parent / "amd-roots" / f"genoa_{n}.pem").read_bytes())
         for n in ("ask", "ark")
     ]
     assert chain[1:] == tuple(root.public_bytes(Encoding.DER) for root in roots)
-    assert certificates((folder / "auxblob.bin").read_bytes(), "vlek") is None
+    assert certificates((folder / "auxblob.bin").read_bytes(), "vlek") == ()
 
 
 @pytest.mark.parametrize("pem", [False, True])
