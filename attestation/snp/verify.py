@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from attestation.certificates import check_chain, load, spki_sha256
 from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
+from attestation.errors import EvidenceError, Step, UnsupportedError, VerificationError
 from attestation.snp.report import SnpReport, tcb_levels
 from attestation.snp.vek import Vek
 
@@ -149,10 +149,17 @@ def _check_revocation(
             updated, next_update = crl.last_update_utc, crl.next_update_utc
             revoked = crl.get_revoked_certificate_by_serial_number(ask.serial_number)
             revoked = revoked or crl.get_revoked_certificate_by_serial_number(ark.serial_number)
+            partial = any(extension.critical for extension in crl.extensions)
         except Exception as error:  # The library's errors for odd lists have no common base.
             raise EvidenceError("the list of revoked certificates cannot be read") from error
+        # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.
+        if not der.endswith(b"\x00" + crl.signature):
+            raise EvidenceError("the list of revoked certificates is not DER")
         if not signed_by_ark:
             raise _wrong("crl.signature", "the list of revoked certificates is not signed by the ARK of this chain")
+        if partial:
+            # A list of changes, or of some certificates only, says so in a critical extension. AMD's have none.
+            raise UnsupportedError(Step.CPU_REPORT, "the list of revoked certificates may not be a complete one")
         if next_update is None or not updated <= now <= next_update:
             raise _wrong("crl.validity", "the list of revoked certificates is not current; fetch a new one")
         if revoked is not None:

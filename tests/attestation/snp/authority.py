@@ -122,10 +122,13 @@ class Processor:
         by: str = "ark",
         from_: datetime.datetime = NOW - DAY,
         until: datetime.datetime = NOW + 90 * DAY,
+        only: x509.ExtensionType | None = None,
     ) -> bytes:
-        """A list of revoked serial numbers: the ASK's is 2, the ARK's 1."""
+        """A list of revoked serial numbers: the ASK's is 2, the ARK's 1. `only`: what it says that it is limited to."""
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.ark.subject)
         builder = builder.last_update(from_).next_update(until)
+        if only is not None:
+            builder = builder.add_extension(only, critical=True)
         for serial in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(from_).build()
             builder = builder.add_revoked_certificate(entry)

@@ -2,15 +2,18 @@
 
 import datetime
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.certificates import load
 from attestation.checks import Checks
-from attestation.errors import AttestationError, EvidenceError, Step, VerificationError
+from attestation.errors import AttestationError, EvidenceError, Step, UnsupportedError, VerificationError
 from attestation.snp.report import SnpReport
 from attestation.snp.verify import VerifiedSnp, verify_snp
 from tests.attestation.snp.authority import DAY, LEVELS, NOW, Processor, integer, text
@@ -205,6 +208,81 @@ def test_every_changed_byte_of_a_certificate_is_refused() -> None:
             changed = der[:at] + bytes([der[at] ^ 0x04]) + der[at + 1 :]
             with pytest.raises(AttestationError):
                 check(certificates=(*GENOA.certificates[:place], changed, *GENOA.certificates[place + 1 :]))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_truncated_and_longer_certificates_are_malformed(place: int) -> None:
+    der = GENOA.certificates[place]
+    for cut in (*(der[:end] for end in range(len(der))), der + b"\0"):
+        with pytest.raises(EvidenceError):
+            check(certificates=(*GENOA.certificates[:place], cut, *GENOA.certificates[place + 1 :]))
+
+
+def test_every_changed_byte_of_a_list_of_revoked_certificates_is_refused() -> None:
+    crl = GENOA.crl(99)
+    assert check(crls=(crl,)).revocation_checked
+    for at in range(len(crl)):
+        changed = crl[:at] + bytes([crl[at] ^ 0x01]) + crl[at + 1 :]
+        with pytest.raises(AttestationError):
+            check(crls=(changed,))
+
+
+def test_truncated_and_longer_lists_are_malformed() -> None:
+    crl = GENOA.crl(99)
+    for cut in (*(crl[:end] for end in range(len(crl))), crl + b"\0"):
+        with pytest.raises(EvidenceError):
+            check(crls=(cut,))
+
+
+@pytest.mark.parametrize(
+    "only",
+    [
+        x509.DeltaCRLIndicator(1),
+        x509.IssuingDistributionPoint(None, None, True, False, None, False, False),
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\5\0"),
+    ],
+    ids=["changes", "users", "unknown"],
+)
+def test_a_list_that_is_not_complete(only: x509.ExtensionType) -> None:
+    with pytest.raises(UnsupportedError, match="complete"):
+        check(crls=(GENOA.crl(only=only),))
+
+
+@pytest.mark.parametrize(("product", "version"), [("Milan", 2), ("Genoa", 3), ("Turin", 5)])
+def test_every_changed_byte_of_a_report_is_refused(product: str, version: int) -> None:
+    """None of the 1,184 is irrelevant: each is signed, a part of the signature, or has to be zero."""
+    processor = Processor(product)
+    report = processor.report(version=version)
+    for at in range(len(report)):
+        for bit in (0x01, 0x80):
+            with pytest.raises(AttestationError):
+                check(processor, report[:at] + bytes([report[at] ^ bit]) + report[at + 1 :])
+
+
+def test_truncated_and_longer_reports_are_malformed() -> None:
+    report = GENOA.report()
+    for cut in (*(report[:end] for end in range(len(report))), report + b"\0", report + report):
+        with pytest.raises(EvidenceError):
+            check(report=cut)
+
+
+def test_the_other_signature_of_the_same_report_holds() -> None:
+    """ECDSA has two for each message, (r, s) and (r, n - s). So a signature, or a hash over one, names no report."""
+    report = GENOA.report()
+    order = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
+    other = order - int.from_bytes(report[0x2E8:0x318], "little")
+    assert check(report=report[:0x2E8] + other.to_bytes(48, "little") + report[0x318:]).report.report_data == bytes(64)
+
+
+# The warning is what this test watches: the day on which it is an error.
+@pytest.mark.filterwarnings("ignore:Parsed a serial number:cryptography.utils.CryptographyDeprecationWarning")
+def test_serial_number_0_can_still_be_read(vectors: Path) -> None:
+    """Every VEK has it, and the library warns that it will stop: why pyproject.toml caps its version."""
+    seen = 0
+    for path in sorted(vectors.glob("sev-snp/*/v?ek.der")):
+        assert load(path.read_bytes(), "the VEK").serial_number == 0
+        seen += 1
+    assert seen == 12
 
 
 @given(st.binary(max_size=1300))
