@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from attestation.certificates import load_all
-from attestation.errors import AttestationError, CollectionError, EvidenceError
+from attestation.errors import AttestationError, CollectionError, EvidenceError, NotThereYet
 from attestation.limits import LIMITS
 from attestation.snp.report import SnpReport, tcb_levels
 
@@ -213,7 +213,7 @@ class Collateral:
                 return wish.data
             host = _host(request)
             problem = wish.pause.problem or self._hosts.get(host, _Pause()).problem
-        raise CollectionError(f"{problem or f'{host} has not given it yet'}; it is fetched in the background")
+        raise NotThereYet(f"{problem or f'{host} has not given it yet'}; it is fetched in the background")
 
     def _wish(self, request: Request, check: Callable[[bytes], float]) -> _Wish:
         with self._lock:

@@ -67,3 +67,7 @@ class PolicyFileError(AttestationError):
 
 class CollectionError(AttestationError):
     """Evidence could not be made: a device failed, or a round was asked for what it does not have."""
+
+
+class NotThereYet(CollectionError):
+    """What a vendor has to give first is being fetched in the background: ask again."""

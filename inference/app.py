@@ -47,8 +47,8 @@ _GRACE_S = 20
 """Streams in progress may end within this time after SIGTERM."""
 
 
-_FIRST_TRIES = 4
-"""Of the first evidence. Each may find one more certificate that has to be fetched: VCEK, then chain."""
+_VENDOR_SECONDS, _VENDOR_PAUSE_S = 600.0, 1.0
+"""How long the first evidence waits for certificates from a vendor; after a failure that is asked again in minutes."""
 _REFRESH_S = 60.0
 _KEEP_ALIVE_S = 75
 """Longer than most clients and balancers keep an idle connection, so that no request meets one that is closing."""
@@ -157,12 +157,16 @@ class Backend:
 
     async def _first_document(self, nonce: bytes) -> bytes:
         """Waits for certificates that the host does not give and the vendor's service does."""
-        for _ in range(_FIRST_TRIES - 1):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _VENDOR_SECONDS
+        while True:
             try:
                 return await self._evidence.document(nonce)
-            except EvidenceUnavailable:
-                await asyncio.to_thread(self._devices.refresh)
-        return await self._evidence.document(nonce)
+            except EvidenceUnavailable as error:
+                if not error.soon or loop.time() > deadline:
+                    raise
+            await asyncio.to_thread(self._devices.refresh)
+            await asyncio.sleep(_VENDOR_PAUSE_S)
 
     async def _refresh(self) -> None:
         while True:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from starlette.types import Receive, Scope, Send
 
 from attestation.collect import Collector, Round
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, NotThereYet
 from attestation.evidence import Claims
 from attestation.limits import LIMITS
 from inference.gateway import failures
@@ -24,7 +24,11 @@ _QUERY = re.compile(rb"nonce=([0-9a-f]{64})")
 
 
 class EvidenceUnavailable(Exception):
-    """A device failed."""
+    """A device failed; or, where `soon`, something of a vendor's is still being fetched."""
+
+    def __init__(self, message: str = "", *, soon: bool = False) -> None:
+        super().__init__(message)
+        self.soon = soon
 
 
 class EvidenceBusy(EvidenceUnavailable):
@@ -110,7 +114,7 @@ class EvidenceService:
                 # About devices and vendors: nothing of a client is in it. Clients are told a fixed text.
                 _log.error("collecting evidence failed: %s", error)
                 for future in asked.values():
-                    future.set_exception(EvidenceUnavailable(str(error)))
+                    future.set_exception(EvidenceUnavailable(str(error), soon=isinstance(error, NotThereYet)))
                     future.exception()  # Retrieved: whoever asked may be gone.
             else:
                 for future in asked.values():
