@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from attestation import strict
 from attestation.appraisal import CpuAppraisal, appraise_cpu
 from attestation.binding import NONCE_SIZE
-from attestation.certificates import load_all
+from attestation.certificates import load, load_all
 from attestation.checks import Checks
 from attestation.errors import (
     EvidenceError,
@@ -152,7 +152,7 @@ def gpu(
     now: datetime.datetime,
 ) -> Verdict:
     """A GPU's report by itself. Its confidential-computing mode is not in it: only a whole document can say that."""
-    from attestation.nvidia.nras import verify_nras
+    from attestation.nvidia.nras import check_devices, verify_nras
     from attestation.nvidia.verify import verify_gpu
 
     def appraise(checks: Checks) -> dict[str, object]:
@@ -161,7 +161,8 @@ def gpu(
             report, certificates, nonce=nonce, roots=TrustRoots(), now=now, checks=checks, rims=rims, ocsp=ocsp
         )
         if nras is not None:
-            verify_nras(*nras, nonce=nonce, now=now, checks=checks)
+            verdict = verify_nras(*nras, nonce=nonce, now=now, checks=checks)
+            check_devices(verdict, [load(certificates[0], "the GPU's certificate")], checks)
         checks.lacks("gpu.cc_mode", "a report by itself does not say whether confidential computing is on")
         gpu_facts = GpuFacts(
             found.architecture,
