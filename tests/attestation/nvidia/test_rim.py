@@ -228,6 +228,14 @@ def test_every_byte_of_a_real_manifest_counts(vectors: Path) -> None:
     assert accepted > 10
 
 
+def test_base64_has_one_form(vectors: Path) -> None:
+    """Bits behind the last byte of a certificate, which a decoder drops."""
+    data = read(vectors, f"{FULL}/vbios_rim.xml")
+    assert data.count(b"4=\n</ds:X509Certificate>") == 1
+    with pytest.raises(EvidenceError, match="one form"):
+        real(data.replace(b"4=\n</ds:X509Certificate>", b"5=\n</ds:X509Certificate>"))
+
+
 def test_every_truncation_is_malformed(vectors: Path) -> None:
     """At every 16th byte, and at every one of the last and first 300."""
     data = read(vectors, f"{FULL}/driver_rim.xml")
