@@ -200,6 +200,14 @@ def test_claims_that_are_none() -> None:
             verify(answer_with(overall=SERVICE.sign(header, base64url(body))))
 
 
+def test_sizes() -> None:
+    """White space is JSON, so nothing but the size is wrong."""
+    padding = b" " * LIMITS.collateral
+    for answer, jwks in ((SERVICE.answer(NONCE) + padding, JWKS), (SERVICE.answer(NONCE), JWKS + padding)):
+        with pytest.raises(EvidenceError, match="larger than"):
+            verify(answer, jwks)
+
+
 def test_key_sets() -> None:
     answer = SERVICE.answer(NONCE)
     good = SERVICE.jwk()
