@@ -25,12 +25,13 @@ def load(der: bytes, what: str, limits: Limits = LIMITS) -> x509.Certificate:
         raise EvidenceError(f"{what} is larger than {limits.certificate} bytes")
     try:
         with warnings.catch_warnings():
-            # Every VCEK and VLEK of AMD has serial number 0, which the library means to refuse one day.
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            # Every VCEK and VLEK of AMD has serial number 0, which the library means to refuse one day. It warns of
+            # odd names too, when they are read.
+            warnings.simplefilter("ignore")
             certificate = x509.load_der_x509_certificate(der)
-        # What is parsed late: each of these can raise.
-        _ = certificate.public_key(), certificate.extensions, certificate.signature_algorithm_parameters
-        _ = certificate.subject, certificate.issuer
+            # What is parsed late: each of these can raise.
+            _ = certificate.public_key(), certificate.extensions, certificate.signature_algorithm_parameters
+            _ = certificate.subject, certificate.issuer
     except Exception as error:  # The library's errors for odd certificates have no common base (InvalidVersion, ...).
         raise EvidenceError(f"{what} is not a certificate that can be read") from error
     # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.

@@ -20,6 +20,7 @@ from attestation.limits import LIMITS
 from inference.gateway import failures
 
 _log = logging.getLogger("cloister.evidence")
+_TOGETHER = 8
 _QUERY = re.compile(rb"nonce=([0-9a-f]{64})")
 
 
@@ -39,8 +40,8 @@ class EvidenceService:
     """Collects rounds. `claims` gives what the backend claims at this moment.
 
     `interval`: seconds between the starts of two rounds. `round_nonces`: different nonces in one round. `clients`:
-    clients that wait or are being answered. One more of either is refused at once. `send_seconds`: how long a client
-    may take to read its document.
+    clients that wait or are being answered. One more of either is refused. `send_seconds`: how long a client
+    may take to read its document. `refusal_seconds`: how long one that is refused waits for it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class EvidenceService:
         round_nonces: int = LIMITS.round,
         clients: int = LIMITS.round,
         send_seconds: float = 30.0,
+        refusal_seconds: float = 1.0,
     ) -> None:
         self._collector = collector
         self._claims = claims
@@ -59,6 +61,7 @@ class EvidenceService:
         self._round_nonces = min(round_nonces, LIMITS.round)
         self._clients = clients
         self._send_seconds = send_seconds
+        self._refusal_seconds = refusal_seconds
         self._waiting: dict[bytes, asyncio.Future[Round]] = {}
         self._worker: asyncio.Task[None] | None = None
         self._next_start = 0.0
@@ -87,7 +90,7 @@ class EvidenceService:
             await failures.BAD_NONCE.response()(scope, receive, send)
             return
         if self._answering >= self._clients:
-            await failures.EVIDENCE_BUSY.response()(scope, receive, send)
+            await self._refuse(scope, receive, send)
             return
         self._answering += 1
         try:
@@ -96,11 +99,16 @@ class EvidenceService:
             async with asyncio.timeout(self._send_seconds):
                 await _send(pieces, send)
         except EvidenceBusy:
-            await failures.EVIDENCE_BUSY.response()(scope, receive, send)
+            await self._refuse(scope, receive, send)
         except EvidenceUnavailable:
             await failures.NO_EVIDENCE.response()(scope, receive, send)
         finally:
             self._answering -= 1
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Late: those who ask again at once would take all of the gateway's time."""
+        await asyncio.sleep(self._refusal_seconds)
+        await failures.EVIDENCE_BUSY.response()(scope, receive, send)
 
     async def _rounds(self) -> None:
         loop = asyncio.get_running_loop()
@@ -117,8 +125,11 @@ class EvidenceService:
                     future.set_exception(EvidenceUnavailable(str(error), soon=isinstance(error, NotThereYet)))
                     future.exception()  # Retrieved: whoever asked may be gone.
             else:
-                for future in asked.values():
+                for place, future in enumerate(asked.values()):
                     future.set_result(collected)
+                    # A round may have thousands, and each answer takes the loop's time: inference goes between them.
+                    if place % _TOGETHER == _TOGETHER - 1:
+                        await asyncio.sleep(0)
 
 
 async def _send(pieces: tuple[bytes, ...], send: Send) -> None:

@@ -156,14 +156,16 @@ async def _nothing() -> Any:
 
 
 def test_clients_that_do_not_read_are_bounded_and_let_go() -> None:
-    evidence = service(CountedCpu(), clients=3, send_seconds=0.2)
+    evidence = service(CountedCpu(), clients=3, send_seconds=0.3, refusal_seconds=0.05)
 
     async def scenario() -> None:
         stuck = [Client(nonce(i), reads=False) for i in range(3)]
         tasks = [asyncio.create_task(evidence.handle(client.scope, _nothing, client.send)) for client in stuck]
         await asyncio.sleep(0.1)
         refused = Client(nonce(3))
+        asked = time.monotonic()
         await evidence.handle(refused.scope, _nothing, refused.send)
+        assert time.monotonic() - asked > 0.04, "a refusal is late, so that asking again at once is no flood"
         assert refused.status == 503
         assert b"Too many clients" in refused.body
         assert all(isinstance(end, TimeoutError) for end in await asyncio.gather(*tasks, return_exceptions=True))
@@ -171,6 +173,39 @@ def test_clients_that_do_not_read_are_bounded_and_let_go() -> None:
         await evidence.handle(served.scope, _nothing, served.send)
         assert served.status == 200
         check(served.body, nonce=nonce(4))
+
+    run(scenario)
+
+
+def test_a_large_rounds_answers_let_others_run() -> None:
+    """Between two of a round's answers something else gets its turn: the longest pause is far below the whole."""
+    evidence = service(CountedCpu(seconds=0.05))
+
+    async def scenario() -> None:
+        pauses: list[float] = []
+
+        async def inference() -> None:
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(0.001)
+                pauses.append(time.monotonic() - before)
+
+        async def ask(number: int) -> None:
+            client = Client(nonce(number))
+            await evidence.handle(client.scope, _nothing, client.send)
+            assert client.status == 200
+
+        first = asyncio.create_task(ask(0))
+        await asyncio.sleep(0.01)
+        asking = [asyncio.create_task(ask(number)) for number in range(1, 3000)]
+        await first
+        ticking = asyncio.create_task(inference())
+        started = time.monotonic()
+        await asyncio.gather(*asking)
+        whole = time.monotonic() - started
+        ticking.cancel()
+        assert len(pauses) > 20
+        assert sorted(pauses)[-3] < whole / 4, (sorted(pauses)[-5:], whole)
 
     run(scenario)
 
