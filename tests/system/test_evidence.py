@@ -4,7 +4,10 @@ import datetime
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +71,21 @@ def test_no_canary_of_ours_reached_the_backends_log_or_an_engines(backend: Runni
         assert "marzipan" not in text
     for path in backend.sockets.values():
         assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_policy_from_the_running_backend_accepts_it(backend: RunningBackend, tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    command = [sys.executable, "-m", "inference", "policy", "init", "--upstream", backend.url, "--out", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "simulated" in done.stderr
+    made = Policy.from_toml(path)
+    assert made.models.roots != "any"
+    assert made.configuration.accepted == {hashlib.sha256(backend.config_path.read_bytes()).digest()}
+    fetch = [sys.executable, "-m", "attestation", "fetch", backend.url, "--policy", str(path)]
+    assert subprocess.run(fetch, cwd=ROOT, capture_output=True, text=True, timeout=60).returncode == 0
+    nowhere = [*command[:-3], "http://127.0.0.1:1", "--out", str(path)]
+    refused = subprocess.run(nowhere, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "no evidence came" in refused.stderr
+    assert "Traceback" not in refused.stderr
