@@ -268,6 +268,7 @@ GPUS: list[tuple[str, GpuInfo, str, str]] = [
     ("driver", replace(H100, driver_version="535.86"), "ok", ""),
     ("driver", replace(H100, driver_version="535.86.10"), "ok", ""),
     ("driver", replace(H100, driver_version="535.104.05"), "ok", ""),
+    ("driver", replace(H100, driver_version="535.85.99"), "wrong", "535.86"),
     ("driver", replace(H100, driver_version="535.54.03"), "wrong", "535.86"),
     ("driver", replace(H100, driver_version="530.154.05"), "wrong", "535.86"),
     ("driver", replace(H100, driver_version="550.90.07-open"), "unknown", "535.86"),
