@@ -17,6 +17,14 @@ from attestation.limits import LIMITS
 ROOT = Path("/sys/kernel/config/tsm/report")
 INBLOB_SIZE = 64
 _TRIES = 3
+_REASONS = {
+    errno.EBUSY: "the platform is busy; it limits how often it signs",
+    errno.ETIMEDOUT: "the platform did not answer in time; the host limits how often it signs",
+    errno.EINVAL: "the platform refuses the request, or its privilege level",
+    errno.ENOTTY: "the kernel gave up its key after an earlier error, and the machine has to be restarted",
+    errno.ENXIO: "the platform's module is not loaded, or its firmware failed",
+}
+"""What the kernel's words for these do not say (drivers/virt/coco/guest/report.c, sev-guest.c, tdx-guest.c)."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,11 @@ class Tsm:
         """Whether this kernel has it."""
         return self._root.is_dir()
 
-    def report(self, inblob: bytes, provider: str, *, privilege: int | None = None) -> TsmReport:
+    def report(self, inblob: bytes, provider: str) -> TsmReport:
         """A report that carries `inblob`, 64 bytes, from the platform `provider` (sev_guest or tdx_guest).
 
-        `privilege`: the VMPL to ask for, where the platform has such. Raises `CollectionError`.
+        Where the platform has privilege levels (VMPL), at the most privileged one that this kernel may ask for: not 0
+        below a service module or paravisor, which has that one. Raises `CollectionError`.
         """
         if len(inblob) != INBLOB_SIZE:
             raise CollectionError(f"report data has {INBLOB_SIZE} bytes")
@@ -59,8 +68,10 @@ class Tsm:
             found = _read(entry / "provider", 64).decode("ascii", "replace").strip()
             if found != provider:
                 raise CollectionError(f"this machine's reports come from {found!a}, not from {provider}")
-            if privilege is not None:
-                _write(entry / "privlevel", str(privilege).encode())
+            floor = _floor(entry)
+            if floor:
+                # The kernel asks at 0 if it is not told, and the firmware refuses that to a guest above 0.
+                _write(entry / "privlevel", str(floor).encode())
             for _ in range(_TRIES):
                 report = self._once(entry, inblob)
                 if report is not None:
@@ -77,7 +88,7 @@ class Tsm:
 
     def _once(self, entry: Path, inblob: bytes) -> TsmReport | None:
         """None where somebody else wrote meanwhile."""
-        before = _generation(entry)
+        before = _number(entry / "generation")
         _write(entry / "inblob", inblob)
         outblob = _read(entry / "outblob", LIMITS.report)
         try:
@@ -88,19 +99,27 @@ class Tsm:
                 raise
             auxblob = b""
         # The kernel drops the result of writing a binary attribute, so this also shows that it took the request.
-        if _generation(entry) != before + 1:
+        if _number(entry / "generation") != before + 1:
             return None
         if not outblob:
             raise CollectionError("the kernel gave an empty report")
         return TsmReport(outblob, auxblob, before + 1)
 
 
-def _generation(entry: Path) -> int:
-    text = _read(entry / "generation", 32)
+def _floor(entry: Path) -> int:
+    """0 on a platform without levels, which has no such attribute."""
+    try:
+        return _number(entry / "privlevel_floor")
+    except FileNotFoundError:
+        return 0
+
+
+def _number(path: Path) -> int:
+    text = _read(path, 32)
     try:
         return int(text)
     except ValueError as error:
-        raise CollectionError("the kernel's generation is no number") from error
+        raise CollectionError(f"the kernel's {path.name} is no number") from error
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -120,6 +139,4 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _reason(error: OSError) -> str:
-    if error.errno == errno.EBUSY:
-        return "the platform is busy; it limits how often it signs"
-    return error.strerror or type(error).__name__
+    return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__

@@ -1,7 +1,6 @@
 """configfs-tsm: one report, races, and a kernel that refuses."""
 
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,77 +9,19 @@ import pytest
 from attestation.errors import CollectionError
 from attestation.limits import LIMITS
 from attestation.tsm.device import Tsm
+from tests.attestation.tsm.configfs import configfs
 
 DATA = bytes(range(64))
 
 
-class Kernel(type(Path())):  # type: ignore[misc]
-    """A path under a root that acts as the kernel: its files answer when they are opened."""
-
-    outblob = b"report"
-    auxblob: bytes | None = b"certificates"
-    provider = "sev_guest"
-    generation = "0"
-    races = 0
-    early_races = 0
-    """Writes of others between this process's look at the generation and its own write."""
-    takes = True
-    """Whether it takes what is written. configfs tells nobody where it does not."""
-    fails = 0
-    wrote: list[tuple[str, bytes]]
-
-    def mkdir(self, *args: Any, **options: Any) -> None:
-        super().mkdir(*args, **options)
-        plain = Path(self)
-        contents = {
-            "provider": self.provider + "\n",
-            "generation": self.generation + "\n",
-            "inblob": "",
-            "privlevel": "",
-        }
-        for name, content in contents.items():
-            (plain / name).write_text(content)
-
-    def open(self, mode: str = "r", *args: Any, **options: Any) -> Any:
-        kind, folder = type(self), Path(self).parent
-        if self.name == "inblob":
-            if kind.takes:
-                self._raise_generation(folder)
-            if kind.early_races:
-                kind.early_races -= 1
-                self._raise_generation(folder)
-        if self.name == "outblob":
-            if kind.fails:
-                raise OSError(kind.fails, os.strerror(kind.fails))
-            (folder / "outblob").write_bytes(kind.outblob)
-            if kind.races:
-                kind.races -= 1
-                self._raise_generation(folder)
-        if self.name == "auxblob":
-            if kind.auxblob is None:
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            (folder / "auxblob").write_bytes(kind.auxblob)
-        return super().open(mode, *args, **options)
-
-    @staticmethod
-    def _raise_generation(folder: Path) -> None:
-        path = folder / "generation"
-        path.write_text(f"{int(path.read_text()) + 1}\n")
-
-    def rmdir(self) -> None:
-        for file in Path(self).iterdir():
-            file.unlink()
-        super().rmdir()
-
-
 def machine(root: Path, **behaviour: Any) -> Tsm:
-    return Tsm(type("Machine", (Kernel,), behaviour)(root))
+    return Tsm(configfs(root, **behaviour))
 
 
 def test_a_report(tmp_path: Path) -> None:
     tsm = machine(tmp_path)
     assert tsm.present
-    found = tsm.report(DATA, "sev_guest", privilege=2)
+    found = tsm.report(DATA, "sev_guest")
     assert (found.outblob, found.auxblob, found.generation) == (b"report", b"certificates", 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -88,6 +29,20 @@ def test_a_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("auxblob", [b"", None])
 def test_without_certificates(auxblob: bytes | None, tmp_path: Path) -> None:
     assert machine(tmp_path, auxblob=auxblob).report(DATA, "sev_guest").auxblob == b""
+
+
+@pytest.mark.parametrize(("floor", "asked"), [("0", 0), ("2", 2), ("3", 3), (None, 0)])
+def test_the_level_is_the_most_privileged_that_may_ask(floor: str | None, asked: int, tmp_path: Path) -> None:
+    """Below a service module or paravisor a guest is not at level 0, and the firmware refuses what is above it."""
+    seen: list[tuple[bytes, int]] = []
+
+    def make(inblob: bytes, level: int) -> bytes:
+        seen.append((inblob, level))
+        return b"report"
+
+    found = machine(tmp_path, make=make, floor=floor).report(DATA, "sev_guest")
+    # Telling the level is a write of its own, before the one that counts.
+    assert (seen, found.generation) == ([(DATA, asked)], 2 if asked else 1)
 
 
 @pytest.mark.parametrize(("races", "generation"), [(1, 3), (2, 5)])
@@ -105,15 +60,19 @@ def test_a_race_before_the_write_is_tried_again(tmp_path: Path) -> None:
     [
         ({"early_races": 3}, "another process keeps writing"),
         ({"takes": False}, "the kernel ignores it"),
-        ({"generation": "many"}, "no number"),
+        ({"generation": "many"}, "generation is no number"),
+        ({"floor": "low"}, "privlevel_floor is no number"),
         ({"races": 3}, "another process keeps writing"),
         ({"provider": "tdx_guest"}, "tdx_guest"),
         ({"provider": "\x1b[31m"}, "x1b"),
         ({"fails": errno.EBUSY}, "busy"),
-        ({"fails": errno.EINVAL}, "Invalid argument"),
+        ({"fails": errno.ETIMEDOUT}, "limits how often"),
+        ({"fails": errno.EINVAL}, "refuses the request"),
+        ({"fails": errno.ENOTTY}, "restarted"),
+        ({"fails": errno.ENXIO}, "module is not loaded"),
         ({"fails": errno.EIO}, "Input/output error"),
-        ({"outblob": b""}, "empty report"),
-        ({"outblob": bytes(LIMITS.report + 1)}, "more than"),
+        ({"make": lambda inblob, level: b""}, "empty report"),
+        ({"make": lambda inblob, level: bytes(LIMITS.report + 1)}, "more than"),
         ({"auxblob": bytes(LIMITS.auxblob + 1)}, "more than"),
     ],
 )
