@@ -6,10 +6,12 @@ opens nothing before SERVING.
 
 import asyncio
 import contextlib
+import ctypes
 import datetime
 import importlib.metadata
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -50,6 +52,7 @@ _GRACE_S = 20
 _VENDOR_SECONDS, _VENDOR_PAUSE_S = 600.0, 1.0
 """How long the first evidence waits for certificates from a vendor; after a failure that is asked again in minutes."""
 _REFRESH_S = 60.0
+_PR_SET_DUMPABLE = 4
 _KEEP_ALIVE_S = 75
 """Longer than most clients and balancers keep an idle connection, so that no request meets one that is closing."""
 
@@ -171,7 +174,11 @@ class Backend:
     async def _refresh(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_S)
-            await asyncio.to_thread(self._devices.refresh)
+            try:
+                await asyncio.to_thread(self._devices.refresh)
+            except Exception as error:
+                # A fault of ours must not end the task: collateral would expire unnoticed.
+                _log.error("refreshing the vendors' collateral failed: %s", type(error).__name__)
 
     def _set_ready(self) -> None:
         try:
@@ -332,9 +339,18 @@ def _tls(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:
         raise StepFailed(f"tls.certificate or tls.key cannot be used: {error}") from error
 
 
+def _no_core_dumps() -> None:
+    """A core dump of this process would hold keys and requests."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold where core_pattern is a pipe; this does.
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise StepFailed("the kernel does not let this process refuse core dumps (PR_SET_DUMPABLE)")
+
+
 def serve(config: Config) -> bool:
     """Runs a backend until a signal. Whether it ended well."""
     try:
+        _no_core_dumps()
         if not config.engines.python.exists():
             raise StepFailed(f"engines.python: {config.engines.python} is not there; `make engine-env` installs it")
         backend = Backend(config)

@@ -89,3 +89,11 @@ def test_a_policy_from_the_running_backend_accepts_it(backend: RunningBackend, t
     assert refused.returncode == 1
     assert "no evidence came" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_process_that_holds_the_keys_leaves_no_core_dump(backend: RunningBackend) -> None:
+    limits = Path(f"/proc/{backend.process.pid}/limits").read_text()
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert line.split()[4:6] == ["0", "0"]
+    # Not dumpable: what /proc shows of the process belongs to root, whoever runs it.
+    assert Path(f"/proc/{backend.process.pid}/environ").stat().st_uid == 0
