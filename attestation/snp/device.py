@@ -38,6 +38,12 @@ _PAGE = 4096
 _TABLE_MAX = 16 * 1024
 """What the kernel passes on at most (SEV_FW_BLOB_MAX_SIZE), in whole pages."""
 _TRIES, _PAUSE_S = 8, 0.25
+_FIRMWARE = {
+    0x16: "a parameter is refused: below a service module or paravisor it takes a kernel with configfs-tsm",
+    0x27: "the guest's key is refused: restart the machine",
+    0xFF: "the firmware was not asked",
+}
+"""What the errors of the firmware mean that a guest meets (56860, status codes; 0xFF is the kernel's)."""
 
 
 class Ioctl(Protocol):
@@ -150,11 +156,11 @@ class SevSnp:
             if failed is not None or firmware or host:
                 raise CollectionError(
                     f"{self._guest} gave no report: {_reason(failed)}; "
-                    f"firmware error {firmware:#x}, host error {host:#x}"
+                    f"firmware error {_firmware(firmware)}, host error {host:#x}"
                 )
             status, size = struct.unpack_from("<II", response)
             if status or _REPORT_AT + size > len(response):
-                raise CollectionError(f"the firmware gave no report: status {status:#x}")
+                raise CollectionError(f"the firmware gave no report: status {_firmware(status)}")
             return bytes(response[_REPORT_AT : _REPORT_AT + size])
         raise CollectionError("the host is busy; it limits how often the platform signs")
 
@@ -164,6 +170,10 @@ def _fits(report: SnpReport, vek: Vek) -> bool:
     if report.signing_key != vek.kind or report.product not in (None, vek.product):
         return False
     return tcb_levels(vek.product, report.reported_tcb) == vek.tcb
+
+
+def _firmware(number: int) -> str:
+    return f"{number:#x} ({_FIRMWARE[number]})" if number in _FIRMWARE else f"{number:#x}"
 
 
 def _reason(failed: OSError | None) -> str:

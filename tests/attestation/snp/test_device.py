@@ -1,6 +1,8 @@
 """The SEV-SNP device through a fake configfs-tsm and a fake /dev/sev-guest, and the host's certificate table."""
 
+import datetime
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from attestation.snp.device import SevSnp
 from attestation.snp.report import SnpReport
 from attestation.snp.table import certificates
 from attestation.snp.verify import verify_snp
+from attestation.trust import AMD_ARK
 from attestation.tsm.device import Tsm
-from tests.attestation.snp.authority import LEVELS, NOW, Processor
+from tests.attestation.snp.authority import DAY, LEVELS, NOW, Processor
 from tests.attestation.snp.guest import GET_EXT_REPORT, GET_REPORT, FakeGuest, table
-from tests.attestation.tdx.configfs import configfs
+from tests.attestation.tsm.configfs import configfs
 
 GENOA = Processor()
 DATA = bytes(range(64))
@@ -60,14 +63,58 @@ def check(evidence: Any) -> None:
     assert found.report.report_data == DATA
 
 
-def test_through_configfs_with_the_vendors_certificates(tmp_path: Path) -> None:
-    device = SevSnp(given_chain, no_chain, Tsm(configfs(tmp_path, GENOA.report, "sev_guest")), tmp_path / "absent")
+def genoa(inblob: bytes, level: int) -> bytes:
+    return GENOA.report(inblob, vmpl=level)
+
+
+@pytest.mark.parametrize("auxblob", [b"", None])
+def test_through_configfs_with_the_vendors_certificates(auxblob: bytes | None, tmp_path: Path) -> None:
+    device = SevSnp(given_chain, no_chain, Tsm(configfs(tmp_path, genoa, auxblob=auxblob)), tmp_path / "absent")
     check(device.report(DATA))
     assert list(tmp_path.iterdir()) == []
 
 
+def test_through_configfs_with_the_hosts_certificates(tmp_path: Path) -> None:
+    check(SevSnp(none, no_chain, Tsm(configfs(tmp_path, genoa, auxblob=FULL)), tmp_path / "absent").report(DATA))
+
+
+def test_through_configfs_below_a_service_module(tmp_path: Path) -> None:
+    tsm = Tsm(configfs(tmp_path, genoa, auxblob=FULL, floor="2"))
+    evidence = SevSnp(none, no_chain, tsm, tmp_path / "absent").report(DATA)
+    check(evidence)
+    assert SnpReport.parse(evidence.report).vmpl == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda inblob, level: genoa(b"o" * 64, level), "other report data"),
+        (lambda inblob, level: genoa(inblob, level)[:-1], "1184 bytes, this one has 1183"),
+        (lambda inblob, level: b"no report", "no evidence that can be used"),
+    ],
+)
+def test_reports_that_cannot_be_used(make: Any, words: str, tmp_path: Path) -> None:
+    device = SevSnp(none, no_chain, Tsm(configfs(tmp_path, make, auxblob=FULL)), tmp_path / "absent")
+    with pytest.raises(CollectionError, match=words):
+        device.report(DATA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_guests_answers_through_configfs(vectors: Path, tmp_path: Path) -> None:
+    """What one kernel gave, byte for byte: report and certificates hold at AMD's pinned root, and nobody is asked."""
+    folder = vectors / "sev-snp" / "genoa-v3-tsm-auxblob"
+    about = json.loads((folder / "case.json").read_text())
+    outblob, auxblob = ((folder / f"{name}.bin").read_bytes() for name in ("outblob", "auxblob"))
+    tsm = Tsm(configfs(tmp_path, lambda inblob, level: outblob, auxblob=auxblob))
+    evidence = SevSnp(none, no_chain, tsm, tmp_path / "absent").report(bytes.fromhex(about["report_data"]))
+    now = datetime.datetime.fromisoformat(about["vek_validity"][0]) + DAY
+    found = verify_snp(evidence.report, evidence.certificates, ark=AMD_ARK, now=now, checks=Checks())
+    assert found.report.measurement.hex() == about["measurement"]
+
+
 def test_through_configfs_on_another_platform(tmp_path: Path) -> None:
-    device = SevSnp(given_chain, no_chain, Tsm(configfs(tmp_path, GENOA.report, "tdx_guest")), tmp_path / "absent")
+    tsm = Tsm(configfs(tmp_path, genoa, provider="tdx_guest"))
+    device = SevSnp(given_chain, no_chain, tsm, tmp_path / "absent")
     with pytest.raises(CollectionError, match="tdx_guest"):
         device.report(DATA)
 
@@ -148,11 +195,13 @@ def test_a_busy_host_is_asked_again_later(guest: Callable[..., SevSnp]) -> None:
 @pytest.mark.parametrize(
     ("fake", "words"),
     [
-        (FakeGuest(GENOA, FULL, firmware_error=0x16), "firmware error 0x16"),
+        (FakeGuest(GENOA, FULL, firmware_error=0x05), "firmware error 0x5, host error 0x0"),
+        (FakeGuest(GENOA, FULL, firmware_error=0x27), "firmware error 0x27 .*restart the machine"),
+        (FakeGuest(GENOA, FULL, firmware_error=0xFF), "firmware error 0xff .*was not asked"),
         (FakeGuest(GENOA, FULL, host_error=7), "host error 0x7"),
         (FakeGuest(GENOA, FULL, kernel_error=errno.EIO), "Input/output error; firmware error 0x0"),
         (FakeGuest(GENOA, FULL, kernel_error=errno.ENOTTY), "restarted"),
-        (FakeGuest(GENOA, FULL, status=0x16), "status 0x16"),
+        (FakeGuest(GENOA, FULL, status=0x16), "status 0x16 .*configfs-tsm"),
         (FakeGuest(GENOA, FULL, always_too_small=True), "asked without"),
         (FakeGuest(GENOA, b"\1" * 50), "no evidence that can be used"),
     ],

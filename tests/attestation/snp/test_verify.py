@@ -20,6 +20,7 @@ from tests.attestation.snp.authority import DAY, LEVELS, NOW, Processor, integer
 
 GENOA = Processor()
 MASKED = bytes(64)
+ORDER = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
 
 
 def check(
@@ -71,6 +72,10 @@ def wrong(processor: Processor = GENOA, **arguments: Any) -> Callable[[], Verifi
     return lambda: check(processor, **arguments)
 
 
+def with_scalars(r: int, s: int) -> bytes:
+    return GENOA.report()[:0x2A0] + r.to_bytes(72, "little") + s.to_bytes(72, "little") + bytes(0x170)
+
+
 FIRST, SECOND, ROOT = GENOA.certificates
 
 
@@ -103,6 +108,11 @@ FIRST, SECOND, ROOT = GENOA.certificates
         (wrong(report=Processor().report()), "snp.signature"),
         (wrong(report=GENOA.report()[:0x2A0] + bytes(0x200)), "snp.signature"),
         (wrong(report=GENOA.report()[:0x2A0] + (b"\xff" * 48 + bytes(24)) * 2 + bytes(0x170)), "snp.signature"),
+        (wrong(report=with_scalars(0, 1)), "snp.signature"),
+        (wrong(report=with_scalars(1, 0)), "snp.signature"),
+        (wrong(report=with_scalars(ORDER, 1)), "snp.signature"),
+        (wrong(report=with_scalars(1, ORDER)), "snp.signature"),
+        (wrong(report=with_scalars(1, 1)), "snp.signature"),
         (wrong(report=GENOA.report(tcb=bytes(8))), "snp.tcb"),
         (wrong(Processor(extensions={"3.8": integer(199)})), "snp.tcb"),
         (wrong(report=GENOA.report(chip_id=bytes(63) + b"\1")), "snp.chip"),
@@ -269,8 +279,7 @@ def test_truncated_and_longer_reports_are_malformed() -> None:
 def test_the_other_signature_of_the_same_report_holds() -> None:
     """ECDSA has two for each message, (r, s) and (r, n - s). So a signature, or a hash over one, names no report."""
     report = GENOA.report()
-    order = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
-    other = order - int.from_bytes(report[0x2E8:0x318], "little")
+    other = ORDER - int.from_bytes(report[0x2E8:0x318], "little")
     assert check(report=report[:0x2E8] + other.to_bytes(48, "little") + report[0x318:]).report.report_data == bytes(64)
 
 
