@@ -245,6 +245,8 @@ def test_tables_in_both_forms(pem: bool) -> None:
     [
         FULL[:24],
         FULL[:-1],
+        # The last certificate is whole, and said to have a byte more than there is.
+        FULL[:68] + (len(VEK) + 1).to_bytes(4, "little") + FULL[72:],
         FULL[:71],
         table({"vcek": VEK, "ask": ASK, "ark": b""}),
         table({"vcek": VEK, "ask": ASK, "ark": b"no certificate"}),
