@@ -102,7 +102,9 @@ class Exchange(ABC):
 
     def data(self, data: bytes) -> bytes:
         """Sealed bytes for `data`, which is what became ready together; may be empty (half an event)."""
-        self._step(_Step.DATA)
+        # Once per streamed event, so not through `_step`, which takes ten times as long.
+        if self._state is not _State.STREAMING:
+            self._step(_Step.DATA)
         if self._events is not None:
             data = self._events.feed(data)
         return self._seal(data) if data else b""

@@ -62,14 +62,10 @@ class EventPadder:
                 return b""
             self._held = data[end:]
             data = data[:end]
-        return data + self._comment(len(data))
+        room = -(len(data) + _COMMENT_LENGTH) % EVENT_BUCKET
+        return b"%b:%*b\n\n" % (data, room, b"")
 
     def finish(self) -> bytes:
         """What is left of a stream that did not end with a whole event."""
         held, self._held = self._held, b""
         return held
-
-    @staticmethod
-    def _comment(length: int) -> bytes:
-        room = -(length + _COMMENT_LENGTH) % EVENT_BUCKET
-        return b":" + b" " * room + _EVENT_END

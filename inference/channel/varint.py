@@ -1,8 +1,11 @@
 """Variable-length integers (RFC 9000, 16), as binary HTTP and chunked OHTTP use them."""
 
+from functools import lru_cache
+
 from inference.channel.errors import ExchangeMisuse
 
 
+@lru_cache(4096)
 def encode(value: int) -> bytes:
     """The shortest form, 1 to 8 bytes."""
     if value < 1 << 6:

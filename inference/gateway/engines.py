@@ -5,7 +5,7 @@ much per request (benchmarks/NOTES.md). The parsing is llhttp's, through `httpto
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,10 @@ _HIGH_WATER = 256 * 1024
 _LOW_WATER = 64 * 1024
 _IDLE_CONNECTIONS = 64
 _CONNECT_SECONDS = 2.0
+
+
+Sink = Callable[[bytes], Awaitable[None] | None]
+"""Takes a piece of an answer at once; gives what to wait for where it cannot take the next one yet."""
 
 
 class EngineUnavailable(Exception):
@@ -47,6 +51,9 @@ class EngineAnswer(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._waiting: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._sink_busy: Awaitable[None] | None = None
+        self._sink_error: Exception | None = None
         self._head_size = 0
         self._unread = 0
         self._paused = False
@@ -83,6 +90,35 @@ class EngineAnswer(asyncio.Protocol):
             if self._lost:
                 raise EngineCut
             await self._wait()
+        return self._take()
+
+    async def pour(self, sink: Sink) -> None:
+        """All that comes into `sink`, to the end. Raises `EngineCut`, and what `sink` raises.
+
+        `sink` is called where the event loop delivers the bytes: waking this task for each of them would cost as much
+        as sealing and writing them.
+        """
+        while True:
+            while self._pieces:
+                busy = sink(self._take())
+                if busy is not None:
+                    await busy
+            if self._complete:
+                return
+            if self._lost:
+                raise EngineCut
+            self._sink = sink
+            try:
+                await self._wait()
+            finally:
+                self._sink = None
+            if self._sink_error is not None:
+                raise self._sink_error
+            busy, self._sink_busy = self._sink_busy, None
+            if busy is not None:
+                await busy
+
+    def _take(self) -> bytes:
         pieces, self._pieces = self._pieces, []
         self._unread = 0
         if self._paused and self._transport is not None:
@@ -134,6 +170,14 @@ class EngineAnswer(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.abort()
+        if self._sink is not None and self._pieces and not self._complete:
+            try:
+                self._sink_busy = self._sink(self._take())
+            except Exception as error:
+                self._sink_error = error
+            if self._sink_busy is None and self._sink_error is None and not self._lost:
+                return
+            self._sink = None
         if self._unread > _HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()

@@ -6,7 +6,7 @@ way leaves together.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -16,6 +16,7 @@ from inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, Oute
 from inference.channel.limits import DEFAULT_LIMITS
 from inference.gateway import failures
 from inference.gateway.admission import Admission, EngineCall
+from inference.gateway.advance import advance
 from inference.gateway.engines import EngineAnswer, EngineCut, Engines, EngineUnavailable
 from inference.gateway.failures import Refusal, Refused
 from inference.keys import KeyRing, Replayed
@@ -146,14 +147,17 @@ async def _stream(answer: EngineAnswer, exchange: Exchange, send: Send) -> None:
     head, sealed = exchange.begin(answer.status, answer.fields)
     await _start(send, head)
     last = b""
+    if sealed:
+        await send({"type": "http.response.body", "body": sealed, "more_body": True})
+
+    def write(data: bytes) -> Awaitable[None] | None:
+        sealed = exchange.data(data)
+        if not sealed:
+            return None
+        return advance(send({"type": "http.response.body", "body": sealed, "more_body": True}))
+
     try:
-        while True:
-            if sealed:
-                await send({"type": "http.response.body", "body": sealed, "more_body": True})
-            data = await answer.read()
-            if not data:
-                break
-            sealed = exchange.data(data)
+        await answer.pour(write)
     except EngineCut:
         # The client learns of it as an authenticated last event, not as a cut that the network could have made.
         last = exchange.data(failures.ENGINE_CUT.event())
