@@ -220,6 +220,7 @@ def document_facts(verified: VerifiedEvidence) -> dict[str, object]:
         ],
         "configuration_sha256": claims.configuration_sha256.hex(),
         "padding": claims.padding,
+        "sandbox": claims.sandbox,
         "software_version": claims.software_version,
         "cc_mode": claims.cc_mode,
         "issued_at": claims.issued_at,

@@ -9,6 +9,7 @@ from attestation.limits import LIMITS, Limits
 
 TASKS = frozenset({"generate", "embed"})
 PADDINGS = frozenset({"off", "pad"})
+SANDBOXES = frozenset({"full", "none"})
 CC_MODES = frozenset({"none", "off", "on", "devtools"})
 """Confidential computing of the GPUs; `none`: there is no GPU."""
 NO_GPUS = b"[]"
@@ -27,6 +28,7 @@ _CLAIMS = frozenset(
         "models",
         "padding",
         "replica",
+        "sandbox",
         "software_version",
         "tls_spki_sha256",
         "version",
@@ -64,6 +66,8 @@ class Claims:
     models: tuple[ModelClaim, ...]
     configuration_sha256: bytes
     padding: str
+    sandbox: str
+    """"full": each engine sees its model, its socket and loopback only; "none": engines are not isolated."""
     software_version: str
     cc_mode: str
     issued_at: int
@@ -93,6 +97,7 @@ class Claims:
                 ],
                 "configuration_sha256": self.configuration_sha256.hex(),
                 "padding": self.padding,
+                "sandbox": self.sandbox,
                 "software_version": self.software_version,
                 "cc_mode": self.cc_mode,
                 "issued_at": self.issued_at,
@@ -133,6 +138,7 @@ class Claims:
             models=models,
             configuration_sha256=fields.digest("configuration_sha256"),
             padding=fields.choice("padding", PADDINGS),
+            sandbox=fields.choice("sandbox", SANDBOXES),
             software_version=fields.text("software_version", limits.text),
             cc_mode=fields.choice("cc_mode", CC_MODES),
             issued_at=fields.integer("issued_at"),

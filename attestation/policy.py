@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Literal, Self, cast
 
 from attestation import hardware_rules, policy_file, rules
-from attestation.evidence import CC_MODES, PADDINGS
+from attestation.evidence import CC_MODES, PADDINGS, SANDBOXES
 from attestation.rules import Facts, Rule
 
 PROVIDERS = frozenset({"simulated", "sev-snp", "sev-snp-vtpm", "tdx"})
@@ -74,6 +74,7 @@ class Policy:
     replica: rules.Replica
     tls: rules.Tls
     padding: rules.Padding
+    sandbox: rules.Sandbox
     age: rules.Age
     models: rules.Models
 
@@ -104,6 +105,7 @@ class Policy:
             replica=rules.Replica("any"),
             tls=rules.Tls("any"),
             padding=rules.Padding(frozenset({"pad"})),
+            sandbox=rules.Sandbox(frozenset({"full"})),
             age=rules.Age(maximum_s=300, clock_skew_s=60),
             models=rules.Models("any"),
         )
@@ -118,6 +120,7 @@ class Policy:
             gpu=hardware_rules.Gpu("none"),
             cc_mode=hardware_rules.CcMode(frozenset({"none"})),
             padding=rules.Padding(frozenset({"off", "pad"})),
+            sandbox=rules.Sandbox(frozenset({"full", "none"})),
         )
 
     @classmethod
@@ -174,6 +177,7 @@ class Policy:
             replica=rules.Replica(file.names("replica")),
             tls=rules.Tls("none" if file.is_word("tls", "none") else file.digests("tls", 32)),
             padding=rules.Padding(file.words("padding", PADDINGS)),
+            sandbox=rules.Sandbox(file.words("sandbox", SANDBOXES)),
             age=rules.Age(file.seconds("maximum_age_s"), file.seconds("clock_skew_s")),
             models=rules.Models(file.roots("models")),
         )
@@ -206,6 +210,7 @@ class Policy:
                 "replica": self.replica.accepted,
                 "tls": self.tls.accepted,
                 "padding": self.padding.accepted,
+                "sandbox": self.sandbox.accepted,
                 "maximum_age_s": self.age.maximum_s,
                 "clock_skew_s": self.age.clock_skew_s,
                 "models": self.models.roots,

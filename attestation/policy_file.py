@@ -100,6 +100,10 @@ KEYS: Mapping[str, tuple[str, str]] = {
         'Accepted padding of lengths: "pad", "off".',
         'padding = ["pad"], or padding = ["off", "pad"] where lengths do not matter',
     ),
+    "sandbox": (
+        'Accepted isolation of the engines: "full", "none".',
+        'sandbox = ["full"], or sandbox = ["full", "none"] where the engines need not be isolated',
+    ),
     "maximum_age_s": ("How old the evidence may be, in seconds.", "maximum_age_s = 300"),
     "clock_skew_s": ("How far the backend's clock and this one may be apart, in seconds.", "clock_skew_s = 60"),
     "models": (

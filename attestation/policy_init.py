@@ -38,6 +38,7 @@ def pin(verified: VerifiedEvidence) -> Policy:
         measurement=rules.Measurement("any" if facts.provider == "simulated" else frozenset({facts.measurement})),
         configuration=rules.Configuration(frozenset({claims.configuration_sha256})),
         padding=rules.Padding(frozenset({claims.padding})),
+        sandbox=rules.Sandbox(frozenset({claims.sandbox})),
         models=rules.Models({model.id: model.weights_root for model in claims.models}),
         cpu_revocation=hardware_rules.CpuRevocation("required" if facts.cpu_revocation_checked else "optional"),
     )

@@ -188,6 +188,16 @@ class Padding:
 
 
 @dataclass(frozen=True)
+class Sandbox:
+    """Whether the engines are isolated from the gateway and from each other."""
+
+    accepted: frozenset[str]
+
+    def check(self, facts: Facts) -> None:
+        one_of("sandbox", "the engines' sandbox", facts.stated.sandbox, self.accepted)
+
+
+@dataclass(frozen=True)
 class Age:
     """How old a signed time may be, and how far the two clocks may be apart in either direction."""
 

@@ -81,17 +81,18 @@ class _Events:
 
 
 class Plaintext:
-    """To the engine's socket."""
+    """To the engine's socket, or in the clear to `url`."""
 
-    name = "plaintext"
-
-    def __init__(self, socket: Path) -> None:
-        self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket), limit=0))
+    def __init__(self, socket: Path, url: str = "") -> None:
+        self.name = "relay" if url else "plaintext"
+        self._url = (url or "http://engine") + PATH
+        connector = aiohttp.TCPConnector(limit=0) if url else aiohttp.UnixConnector(str(socket), limit=0)
+        self._session = aiohttp.ClientSession(connector=connector)
 
     async def ask(self, body: bytes, sample: Sample) -> None:
         events = _Events(sample, time.perf_counter())
         headers = {"Content-Type": "application/json"}
-        async with self._session.post(f"http://engine{PATH}", data=body, headers=headers) as answer:
+        async with self._session.post(self._url, data=body, headers=headers) as answer:
             if answer.status != 200:
                 raise RuntimeError(f"the engine answered {answer.status}")
             while data := await answer.content.readany():

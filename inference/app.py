@@ -220,7 +220,7 @@ class Backend:
             kv_cache_bytes=model.kv_cache_bytes,
             tool_parser=model.tool_parser,
             device=engines.device,
-            private_network=engines.network == "private",
+            private_network=engines.sandbox == "full",
         )
 
     async def _rotate(self) -> None:
@@ -244,6 +244,7 @@ class Backend:
             ),
             configuration_sha256=config.sha256,
             padding=config.channel.padding.value,
+            sandbox=config.engines.sandbox,
             software_version=importlib.metadata.version("cloister"),
             cc_mode=self._devices.cc_mode(),
             issued_at=int(time.time()),

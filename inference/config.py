@@ -37,6 +37,8 @@ class Server(_Section):
     """Requests in progress; one more is answered 503."""
     request_seconds: float = Field(default=120, gt=0)
     """Time for a request's body to arrive."""
+    drain_seconds: float = Field(default=30, ge=0)
+    """After SIGTERM, the time for answers in progress to end."""
 
 
 class Tls(_Section):
@@ -101,10 +103,19 @@ class Engines(_Section):
     """The interpreter of the engines' own environment."""
     runtime_directory: Path
     """Sockets and logs; made with mode 0700."""
-    network: Literal["private", "shared"]
-    """"private": loopback only, in a namespace of its own, or no start. "shared" only where the kernel forbids that."""
+    sandbox: Literal["full", "none"]
+    """"full": each engine sees its model, its socket and loopback only, or the backend does not start. "none" shows in
+    the evidence."""
     device: Literal["cpu", "cuda"]
+    gpu_memory: str | None = None
+    """Memory of the GPU for the plan, where none can be asked: "80GB" is a card's size, "81559MiB" exact."""
+    gpu_index: int = Field(default=0, ge=0)
     ready_seconds: float = Field(default=300, gt=0)
+    """For one engine, from start to the first answer of `/health`."""
+    hung_seconds: float = Field(default=60, gt=0)
+    """An engine that has a request and brings no byte for this long is restarted."""
+    canary_seconds: float = Field(default=3600, gt=0)
+    """Between two canary runs of an engine, the later ones only while it is idle."""
 
 
 class Model(_Section):
@@ -125,6 +136,12 @@ class Model(_Section):
     arguments: tuple[str, ...] = ()
     """Further arguments for vLLM."""
     kv_cache_bytes: int | None = Field(default=None, gt=0)
+    """Memory of the KV cache; without it `cloister models plan` decides, on a GPU only."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    max_model_len: int | None = Field(default=None, gt=0)
+    """Tokens of prompt and answer together."""
+    max_num_seqs: int | None = Field(default=None, gt=0)
+    """Sequences that are computed at a time; more wait in the engine."""
 
 
 class Config(_Section):

@@ -37,6 +37,7 @@ CLAIMS = Claims(
     ),
     configuration_sha256=b"\x33" * 32,
     padding="pad",
+    sandbox="full",
     software_version="0.1.0",
     cc_mode="none",
     issued_at=START,

@@ -70,6 +70,7 @@ def test_claims_encoding_is_fixed() -> None:
         (ModelClaim("m", "embed", ("n",), b"\xab" * 32),),
         bytes(32),
         "off",
+        "none",
         "1",
         "on",
         5,
@@ -79,7 +80,7 @@ def test_claims_encoding_is_fixed() -> None:
         b'{"cc_mode":"on","configuration_sha256":"' + b"00" * 32 + b'","ehbp_key_configuration":null,'
         b'"gateway_path":"/g","issued_at":5,"key_configurations":"AQ==","keys_expire_at":6,'
         b'"models":[{"aliases":["n"],"id":"m","task":"embed","weights_root":"' + b"ab" * 32 + b'"}],'
-        b'"padding":"off","replica":"a","software_version":"1","tls_spki_sha256":null,"version":1}'
+        b'"padding":"off","replica":"a","sandbox":"none","software_version":"1","tls_spki_sha256":null,"version":1}'
     )
 
 
@@ -181,6 +182,7 @@ def test_document_refused(value: object) -> None:
         (("ehbp_key_configuration",), ""),
         (("gateway_path",), "well-known"),
         (("padding",), "on"),
+        (("sandbox",), "off"),
         (("cc_mode",), "On"),
         (("issued_at",), -1),
         (("issued_at",), 2**53),
@@ -256,6 +258,7 @@ class TestBytes:
     [
         {"models": ()},
         {"padding": "yes"},
+        {"sandbox": "some"},
         {"replica": ""},
         {"issued_at": -1},
         {"configuration_sha256": b"short"},

@@ -194,7 +194,7 @@ def test_a_report_by_itself_is_judged_by_the_rules_about_it() -> None:
     assert refused["gpus"] == {"gpu_architecture", "gpu_driver", "gpu_vbios", "gpu_rims", "gpu_revocation"}
     # All but those about GPUs, claims and times.
     assert refused["cpu"] == {field.name for field in fields(Policy)} - refused["gpus"] - {
-        "gpu", "cc_mode", "configuration", "software", "replica", "tls", "padding", "age", "models",
+        "gpu", "cc_mode", "configuration", "software", "replica", "tls", "padding", "sandbox", "age", "models",
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ software = ["0.1.0", "0.2.0"]
 replica = ["alpha"]
 tls = ["{tls}"]
 padding = ["pad"]
+sandbox = ["full"]
 maximum_age_s = 300
 clock_skew_s = 60
 
@@ -86,6 +87,7 @@ def test_a_policy_that_states_everything_accepts() -> None:
         ("tls", '"none"'),
         ("tls", f'["{"00" * 32}"]'),
         ("padding", '["off"]'),
+        ("sandbox", '["none"]'),
     ],
 )
 def test_each_rule_refuses_by_its_name(key: str, value: str) -> None:
@@ -104,6 +106,7 @@ def test_each_rule_refuses_by_its_name(key: str, value: str) -> None:
         ("replica", '"any"'),
         ("tls", '"any"'),
         ("padding", '["off", "pad"]'),
+        ("sandbox", '["none", "full"]'),
         ("cc_mode", '["none", "on"]'),
     ],
 )
@@ -188,6 +191,7 @@ def test_an_empty_list_in_code_accepts_nothing() -> None:
         {"replica": rules.Replica(frozenset())},
         {"tls": rules.Tls(frozenset())},
         {"padding": rules.Padding(frozenset())},
+        {"sandbox": rules.Sandbox(frozenset())},
         {"models": rules.Models({})},
     ):
         with pytest.raises(PolicyError) as refused:
@@ -277,6 +281,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(line: str, advice: str) -> 
         ("tls", '"off"', "Write"),
         ("padding", "true", "Write"),
         ("padding", '["full"]', "choose from off, pad"),
+        ("sandbox", '["off"]', "choose from full, none"),
         ("maximum_age_s", "-1", "Write"),
         ("maximum_age_s", "300.0", "Write"),
         ("maximum_age_s", "true", "Write"),

@@ -139,6 +139,7 @@ class Fake:
             models=(ModelClaim("fake/chat", "generate", (), bytes(32)),),
             configuration_sha256=bytes(32),
             padding="pad",
+            sandbox="full",
             software_version="test",
             cc_mode="none",
             issued_at=int(time.time()),

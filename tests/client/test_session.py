@@ -54,6 +54,7 @@ class Backend:
             models=(ModelClaim("m", "generate", (), bytes(32)),),
             configuration_sha256=bytes(32),
             padding="pad",
+            sandbox="full",
             software_version="1",
             cc_mode="none",
             issued_at=int(self.now),
