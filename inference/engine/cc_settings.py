@@ -85,7 +85,7 @@ def options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             continue
         name, equals, value = argument.partition("=")
         if not name.startswith("--") and name.startswith("-O") and name != "-O":
-            name, equals, value = "-O", "=", (name[2:] + equals + value).removeprefix("=")
+            name, equals, value = "-O", "=", name[2:]
         head, dot, tail = name.partition(".")
         following = arguments[place + 1] if place + 1 < len(arguments) else None
         if equals:
