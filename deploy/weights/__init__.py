@@ -1,0 +1,1 @@
+"""Images of model folders for dm-verity."""
