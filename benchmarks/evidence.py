@@ -65,6 +65,7 @@ def _claims() -> Claims:
         models=tuple(ModelClaim(f"demo/{i}", "generate", (), bytes(32)) for i in range(3)),
         configuration_sha256=bytes(32),
         padding="pad",
+        sandbox="full",
         software_version="bench",
         cc_mode="none",
         issued_at=now,

@@ -75,11 +75,14 @@ def _gateway(path: str, port: int) -> None:
     async def serve() -> None:
         admission = Admission(config)
         pool = Engines({model.id: Path(path) for model in config.models})
+        for model in config.models:
+            pool.open(model.id)
         sealed = SealedService(keys, admission, pool, max_requests=10_000, request_seconds=60)
         app = create_gateway(
             replica="bench",
             padding=config.channel.padding,
             lifecycle=Lifecycle(Step.SERVING),
+            model_states=dict,
             keys=keys,
             evidence=EvidenceService(Collector(SimulatedCpu(), NoGpus(), NoEndorsements()), lambda: NotImplemented),
             admission=admission,

@@ -110,6 +110,9 @@ class Engines(_Section):
     gpu_memory: str | None = None
     """Memory of the GPU for the plan, where none can be asked: "80GB" is a card's size, "81559MiB" exact."""
     gpu_index: int = Field(default=0, ge=0)
+    canary: Literal["required", "off"]
+    """"required": before an engine takes traffic, and every `canary_seconds` when it is idle, its answers are compared
+    with golden ones (`cloister models canary`)."""
     ready_seconds: float = Field(default=300, gt=0)
     """For one engine, from start to the first answer of `/health`."""
     hung_seconds: float = Field(default=60, gt=0)

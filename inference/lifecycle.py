@@ -14,6 +14,7 @@ class Step(StrEnum):
     GPU_READY = "GPU_READY"
     WEIGHTS = "WEIGHTS"
     ENGINES = "ENGINES"
+    CANARY = "CANARY"
     SERVING = "SERVING"
     DRAINING = "DRAINING"
     FAILED = "FAILED"
@@ -26,7 +27,8 @@ NEXT: dict[Step, frozenset[Step]] = {
     Step.SELF_VERIFIED: frozenset({Step.GPU_READY, Step.FAILED}),
     Step.GPU_READY: frozenset({Step.WEIGHTS, Step.FAILED}),
     Step.WEIGHTS: frozenset({Step.ENGINES, Step.FAILED}),
-    Step.ENGINES: frozenset({Step.SERVING, Step.FAILED}),
+    Step.ENGINES: frozenset({Step.CANARY, Step.FAILED}),
+    Step.CANARY: frozenset({Step.SERVING, Step.FAILED}),
     Step.SERVING: frozenset({Step.DRAINING, Step.FAILED}),
     Step.DRAINING: frozenset(),
     Step.FAILED: frozenset(),
@@ -40,13 +42,15 @@ WAITS_FOR: dict[Step, str] = {
     Step.GPU_READY: "setting the GPUs ready, which they refuse to compute before",
     Step.WEIGHTS: "checking the models' files against their manifests",
     Step.ENGINES: "starting the engines",
+    Step.CANARY: "comparing each engine's answers with the golden ones",
     Step.SERVING: "nothing",
     Step.DRAINING: "streams in progress to end",
     Step.FAILED: "an operator",
 }
 
 
-_VERIFIED = frozenset({Step.SELF_VERIFIED, Step.GPU_READY, Step.WEIGHTS, Step.ENGINES, Step.SERVING, Step.DRAINING})
+_UNVERIFIED = frozenset({Step.PREFLIGHT, Step.KEYS, Step.EVIDENCE, Step.FAILED})
+_VERIFIED = frozenset(Step) - _UNVERIFIED
 
 
 class StepFailed(Exception):

@@ -192,6 +192,12 @@ class Engine:
                 await asyncio.sleep(POLL_SECONDS)
         raise EngineError(f"{self.spec.id}: not ready after {timeout:.0f} s; see {self.spec.log}")
 
+    async def ended(self) -> int:
+        """Waits for the engine's end; its exit status, 128 + n where signal n ended it. Raises `EngineError`."""
+        if self._process is None:
+            raise EngineError(f"{self.spec.id}: not started")
+        return await self._process.wait()
+
     async def stop(self, grace: float = 5.0) -> None:
         """Ends the engine with all its processes and removes its socket and home. May be called any time, also twice.
 

@@ -1,5 +1,6 @@
 """The outer routes. What each may answer in the clear is a fixed text (`failures`), public keys or evidence."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,6 +31,7 @@ def create_gateway(
     replica: str,
     padding: Padding,
     lifecycle: Lifecycle,
+    model_states: Callable[[], dict[str, str]],
     keys: KeyRing,
     evidence: EvidenceService,
     admission: Admission,
@@ -49,7 +51,7 @@ def create_gateway(
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        body = {"step": lifecycle.step, "waits_for": WAITS_FOR[lifecycle.step]}
+        body = {"step": lifecycle.step, "waits_for": WAITS_FOR[lifecycle.step], "models": model_states()}
         return JSONResponse(body, 200 if lifecycle.serving else 503, _NO_STORE)
 
     @app.get(GATEWAY_PATH)

@@ -147,6 +147,7 @@ class EngineAnswer(asyncio.Protocol):
         self._lost = True
         if self._transport is not None:
             self._transport.abort()
+        self._wake()
 
     async def _wait(self) -> None:
         self._waiting = self._loop.create_future()
@@ -212,31 +213,55 @@ class EngineAnswer(asyncio.Protocol):
 
 
 class Engines:
-    """Connections by model. `sockets`: path by model id."""
+    """Connections by model. `sockets`: path by model id. A model takes requests between `open` and `shut`."""
 
     def __init__(self, sockets: dict[str, Path]) -> None:
         self._sockets = sockets
+        self._open: set[str] = set()
         self._idle: dict[str, list[EngineAnswer]] = {name: [] for name in sockets}
+        self._busy: dict[str, set[EngineAnswer]] = {name: set() for name in sockets}
+
+    def open(self, name: str) -> None:
+        """From now on the model's engine gets requests."""
+        self._open.add(name)
+
+    def shut(self, name: str) -> None:
+        """No request goes to the model's engine any more, and those that it has are cut: their clients are told."""
+        self._open.discard(name)
+        self.cut(name)
+
+    def cut(self, name: str) -> None:
+        """Ends the model's requests in progress as if the engine had gone away."""
+        for answer in (*self._busy[name], *self._idle[name]):
+            answer.abort()
+        self._idle[name].clear()
+
+    def in_progress(self, name: str) -> int:
+        """Requests that the model's engine has."""
+        return len(self._busy[name])
 
     async def send(self, call: EngineCall) -> EngineAnswer:
         """The engine's answer once its head is there; hand it to `done` afterwards. Raises `EngineUnavailable`."""
         name = call.model.id
-        while self._idle[name]:
-            answer = self._idle[name].pop()
+        while name in self._open:
+            is_new = not self._idle[name]
+            answer = await self._connect(name) if is_new else self._idle[name].pop()
             try:
-                await self._ask(answer, call)
+                await self._ask(name, answer, call)
             except EngineUnavailable:
+                if is_new:
+                    raise
                 # The engine had closed this idle connection: nothing of the request was taken.
                 continue
             return answer
-        answer = await self._connect(name)
-        await self._ask(answer, call)
-        return answer
+        raise EngineUnavailable
 
-    async def _ask(self, answer: EngineAnswer, call: EngineCall) -> None:
+    async def _ask(self, name: str, answer: EngineAnswer, call: EngineCall) -> None:
+        self._busy[name].add(answer)
         try:
             await answer.ask(call)
         except BaseException:
+            self._busy[name].discard(answer)
             answer.abort()
             raise
 
@@ -257,6 +282,7 @@ class Engines:
 
     def done(self, call: EngineCall, answer: EngineAnswer) -> None:
         """Takes an answer's connection back, or closes it where the answer was not read to its end."""
+        self._busy[call.model.id].discard(answer)
         idle = self._idle[call.model.id]
         if answer.reusable and len(idle) < _IDLE_CONNECTIONS:
             answer.rest()
@@ -267,6 +293,6 @@ class Engines:
     def close(self) -> None:
         """Closes all idle connections."""
         for idle in self._idle.values():
-            for answer in tuple(idle):
+            for answer in idle:
                 answer.abort()
             idle.clear()

@@ -100,7 +100,7 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
     """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread."""
     engine = ScriptedEngine()
     keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
-    lifecycle = Lifecycle(step=Step.SERVING if serving else Step.ENGINES)
+    lifecycle = Lifecycle(step=Step.SERVING if serving else Step.CANARY)
     socket = folder / "engine.sock"
     started = threading.Event()
     holder: dict[str, Any] = {}
@@ -115,6 +115,7 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
             models=tuple(ModelClaim(m.id, m.task, m.aliases, bytes(32)) for m in config.models),
             configuration_sha256=config.sha256,
             padding=config.channel.padding.value,
+            sandbox=config.engines.sandbox,
             software_version="test",
             cc_mode="none",
             issued_at=int(time.time()),
@@ -126,6 +127,8 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
         await runner.setup()
         await web.UnixSite(runner, str(socket)).start()
         pool = Engines({model.id: socket for model in config.models})
+        for model in config.models:
+            pool.open(model.id)
         admission = Admission(config)
         sealed = SealedService(
             keys,
@@ -139,6 +142,7 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
             replica=config.server.replica,
             padding=config.channel.padding,
             lifecycle=lifecycle,
+            model_states=dict,
             keys=keys,
             evidence=evidence,
             admission=admission,

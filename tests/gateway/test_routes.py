@@ -305,7 +305,7 @@ def test_ready_tells_the_step_and_nothing_is_opened_before_serving(tmp_path: Pat
     config = parse(config_text(port=0, runtime=tmp_path).encode())
     with running_gateway(config, tmp_path, serving=False) as waiting:
         status, _, body = waiting.request("GET", "/readyz")
-        assert (status, json.loads(body)["step"]) == (503, "ENGINES")
+        assert (status, json.loads(body)["step"]) == (503, "CANARY")
         sealer = ohttp.RequestSealer(ohttp.CHUNKED, waiting.configuration())
         sealed = seal(sealer, chat())
         headers = {"Content-Type": "message/ohttp-chunked-req"}

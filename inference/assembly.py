@@ -1,0 +1,136 @@
+"""The parts of a backend, made from its configuration. Each raises `StepFailed` where a part cannot be made."""
+
+import ctypes
+import datetime
+import resource
+import ssl
+from pathlib import Path
+
+from attestation.devices import Devices
+from attestation.errors import CollectionError
+from inference.config import Config, Model
+from inference.engine.canary import CanaryFailed
+from inference.engine.fleet import Fleet
+from inference.engine.hub import HubError, resolve
+from inference.engine.process import EngineSpec
+from inference.engine.supervisor import Canary, Gate, Supervisor, Timing
+from inference.engine.weights import Manifest, WeightsError, lock
+from inference.gateway import tls
+from inference.lifecycle import StepFailed
+
+CANARY_NAME = "cloister-canary.json"
+"""Beside the manifest."""
+_CANARY_SECONDS = 120.0
+_PR_SET_DUMPABLE = 4
+
+
+def socket_path(config: Config, model: Model) -> Path:
+    """Where the model's engine listens."""
+    name = "".join(c if c.isalnum() else "-" for c in model.id)
+    return config.engines.runtime_directory.absolute() / f"{name}.sock"
+
+
+def folder(config: Config, model: Model) -> Path:
+    """The model's folder, fetched from the hub where it is not here."""
+    try:
+        return resolve(model.source, model.revision, config.engines.python, config.engines.runtime_directory / "models")
+    except HubError as error:
+        raise StepFailed(f"{model.id}: {error}") from error
+
+
+def manifest(model: Model, folder: Path) -> Manifest:
+    """What the folder must hold; without a manifest, what it holds now."""
+    try:
+        return Manifest.load(model.manifest) if model.manifest is not None else lock(folder)
+    except WeightsError as error:
+        raise StepFailed(f"{model.id}: {error}") from error
+
+
+def devices(config: Config) -> Devices:
+    """What signs the evidence."""
+    try:
+        return Devices.of(config.evidence.cpu, config.evidence.gpus)
+    except CollectionError as error:
+        raise StepFailed(f"evidence.cpu or evidence.gpus: {error}") from error
+
+
+def tls_context(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:
+    """The outer connection's context and the SHA-256 of its public key; neither without TLS."""
+    if config.tls.mode == "off":
+        return None, None
+    if config.tls.mode == "generated":
+        return tls.generated(config.tls.names, datetime.datetime.now(datetime.UTC))
+    assert config.tls.certificate is not None
+    assert config.tls.key is not None
+    try:
+        return tls.from_files(config.tls.certificate, config.tls.key)
+    except (OSError, ValueError) as error:
+        raise StepFailed(f"tls.certificate or tls.key cannot be used: {error}") from error
+
+
+def no_core_dumps() -> None:
+    """A core dump of this process would hold keys and requests."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold where core_pattern is a pipe; this does.
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise StepFailed("the kernel does not let this process refuse core dumps (PR_SET_DUMPABLE)")
+
+
+def engine_spec(config: Config, model: Model, folder: Path) -> EngineSpec:
+    """How the model's engine is started."""
+    engines = config.engines
+    path = socket_path(config, model)
+    return EngineSpec(
+        id=model.id,
+        aliases=model.aliases,
+        model=str(folder),
+        task=model.task,
+        python=engines.python.absolute(),
+        socket=path,
+        log=path.with_suffix(".log"),
+        arguments=model.arguments,
+        kv_cache_bytes=model.kv_cache_bytes,
+        tool_parser=model.tool_parser,
+        device=engines.device,
+        private_network=engines.sandbox == "full",
+    )
+
+
+def fleet(config: Config, folders: dict[str, Path], manifests: dict[str, Manifest], gate: Gate) -> Fleet:
+    """The engines, not started."""
+    engines = config.engines
+    timing = Timing(engines.ready_seconds, engines.hung_seconds, engines.canary_seconds)
+    return Fleet(
+        [
+            Supervisor(
+                engine_spec(config, model, folders[model.id]),
+                _canary(config, model, manifests[model.id]),
+                gate,
+                timing,
+            )
+            for model in config.models
+        ],
+        one_by_one=engines.device == "cuda",
+    )
+
+
+def canary_path(model: Model) -> Path:
+    """Where a model's golden answers are: beside its manifest, or in its folder."""
+    return (model.manifest.parent if model.manifest is not None else Path(model.source)) / CANARY_NAME
+
+
+def _canary(config: Config, model: Model, manifest: Manifest) -> Canary | None:
+    if config.engines.canary == "off":
+        return None
+    from inference.engine.canary import Golden, check
+
+    path = canary_path(model)
+    try:
+        golden = Golden.load(path, manifest.root)
+    except CanaryFailed as error:
+        raise StepFailed(
+            f"{model.id}: {error}. `cloister models canary` makes the golden answers; make them where you trust the "
+            'weights and the machine, or set engines.canary = "off"'
+        ) from error
+    socket = socket_path(config, model)
+    return lambda: check(socket, model.id, golden, _CANARY_SECONDS)
