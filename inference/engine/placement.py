@@ -25,6 +25,8 @@ GENERATING_OVERHEAD = 3 * GB
 POOLING_OVERHEAD = 2 * GB
 """Per process beside weights and KV cache: CUDA's context, activations, CUDA graphs, libraries' workspaces. Reported as
 2 to 3 GB, not measured here; a pooling model has no KV cache and captures fewer graphs."""
+CUDA_CONTEXT = GB
+"""The part of the overhead that a process has taken before vLLM looks at how much memory is free."""
 PREFILL_TOKENS = 2048
 """Tokens of one step. A 70B model's step is bound by computation long before that, and every layer with a window holds
 twice as many tokens beyond it while a prompt is read. vLLM's own default on such a card is 8192."""
@@ -150,7 +152,7 @@ class EnginePlan:
     sequences: float | None
     """How many of them the KV cache holds; None for a model that keeps none."""
     utilization: float
-    """Of the GPU's memory, rounded down: vLLM does not start where less is free."""
+    """Of the GPU's memory, rounded down: vLLM does not start where less is free once CUDA's context is there."""
 
     @property
     def total(self) -> int:
@@ -349,7 +351,7 @@ def _engine(wish: _Wish, size: int, memory: int) -> EnginePlan:
     sequences = None if blocks is None else blocks.sequences(size, wish.length)
     longest = shape.positions if blocks is None else blocks.longest(size, shape.positions)
     most = POOLING_SEQS if sequences is None else max(1, min(MAX_SEQS, int(sequences)))
-    total = shape.weight_bytes + wish.overhead + size
+    checked = shape.weight_bytes + wish.overhead - CUDA_CONTEXT + size
     return EnginePlan(
         id=model.id,
         shape=shape,
@@ -361,7 +363,7 @@ def _engine(wish: _Wish, size: int, memory: int) -> EnginePlan:
         max_num_batched_tokens=wish.prefill,
         length=wish.length,
         sequences=sequences,
-        utilization=math.floor(1000 * total / memory) / 1000,
+        utilization=math.floor(1000 * checked / memory) / 1000,
     )
 
 
