@@ -32,6 +32,7 @@ from inference.gateway.logs import names_only
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step, StepFailed
+from inference.progress import Shown
 from inference.server import Server, listen
 
 _log = logging.getLogger("cloister")
@@ -49,10 +50,10 @@ class Backend:
         self._folders = {model.id: assembly.folder(config, model) for model in config.models}
         self._manifests = {model.id: assembly.manifest(model, self._folders[model.id]) for model in config.models}
         self._pool = Engines({model.id: assembly.socket_path(config, model) for model in config.models})
-        self._fleet = assembly.fleet(config, self._folders, self._manifests, self._pool)
         self._keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
         self._tls, self._spki = assembly.tls_context(config)
         self._devices = assembly.devices(config)
+        self._fleet = assembly.fleet(config, self._folders, self._manifests, self._devices, self._pool)
         self._evidence = EvidenceService(
             Collector(self._devices.cpu, self._devices.gpus, self._devices.endorsements),
             self._claims,
@@ -188,7 +189,11 @@ class Backend:
     async def _check_weights(self) -> None:
         for model in self._config.models:
             try:
-                await asyncio.to_thread(check, self._folders[model.id], self._manifests[model.id])
+                shown = Shown(model.id, self.lifecycle)
+                storage = await asyncio.to_thread(
+                    check, self._folders[model.id], self._manifests[model.id], shown.progress
+                )
+                (_log.info if storage.protected else _log.warning)("%s: %s", model.id, storage.says())
             except WeightsError as error:
                 raise StepFailed(
                     f"{model.id}: {error}. Restore the files, or make a new manifest with `cloister models lock` "

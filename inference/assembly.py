@@ -9,10 +9,13 @@ from pathlib import Path
 from attestation.devices import Devices
 from attestation.errors import CollectionError
 from inference.config import Config, Model
+from inference.engine import cc_settings
 from inference.engine.canary import CanaryFailed
 from inference.engine.fleet import Fleet
 from inference.engine.hub import HubError, resolve
+from inference.engine.placement import PlacementError, memory_of, plan
 from inference.engine.process import EngineSpec
+from inference.engine.shapes import ShapeError, read
 from inference.engine.supervisor import Canary, Gate, Supervisor, Timing
 from inference.engine.weights import Manifest, WeightsError, lock
 from inference.gateway import tls
@@ -21,6 +24,8 @@ from inference.lifecycle import StepFailed
 CANARY_NAME = "cloister-canary.json"
 """Beside the manifest."""
 _CANARY_SECONDS = 120.0
+_CPU_SEQUENCES = 64
+"""Enough for the demo and its benchmark."""
 _PR_SET_DUMPABLE = 4
 
 
@@ -76,7 +81,9 @@ def no_core_dumps() -> None:
         raise StepFailed("the kernel does not let this process refuse core dumps (PR_SET_DUMPABLE)")
 
 
-def engine_spec(config: Config, model: Model, folder: Path) -> EngineSpec:
+def engine_spec(
+    config: Config, model: Model, folder: Path, placement: tuple[str, ...], settings: cc_settings.Settings
+) -> EngineSpec:
     """How the model's engine is started."""
     engines = config.engines
     path = socket_path(config, model)
@@ -88,22 +95,65 @@ def engine_spec(config: Config, model: Model, folder: Path) -> EngineSpec:
         python=engines.python.absolute(),
         socket=path,
         log=path.with_suffix(".log"),
-        arguments=model.arguments,
-        kv_cache_bytes=model.kv_cache_bytes,
+        arguments=(*settings.arguments, *model.arguments),
+        placement=placement,
+        environment=settings.environment,
         tool_parser=model.tool_parser,
         device=engines.device,
         private_network=engines.sandbox == "full",
     )
 
 
-def fleet(config: Config, folders: dict[str, Path], manifests: dict[str, Manifest], gate: Gate) -> Fleet:
+def placements(config: Config, folders: dict[str, Path]) -> dict[str, tuple[str, ...]]:
+    """By model, the arguments that divide the memory: on a GPU the plan's, on a CPU the configuration's."""
+    if config.engines.device == "cpu":
+        return {model.id: _on_cpu(model) for model in config.models}
+    if config.engines.gpu_memory is None:
+        raise StepFailed('engines.gpu_memory is missing: write the GPU\'s size, like "80GB"')
+    try:
+        shapes = {model.id: read(folders[model.id]) for model in config.models}
+        planned = plan(config, shapes, memory_of(config.engines.gpu_memory))
+    except (PlacementError, ShapeError) as error:
+        raise StepFailed(f"the models cannot be placed: {error}") from error
+    return {engine.id: engine.flags for engine in planned.engines}
+
+
+def _on_cpu(model: Model) -> tuple[str, ...]:
+    flags: list[str] = []
+    if model.kv_cache_bytes is not None:
+        flags += ["--kv-cache-memory-bytes", str(model.kv_cache_bytes)]
+    if model.kv_cache_dtype != "auto":
+        flags += ["--kv-cache-dtype", model.kv_cache_dtype]
+    if model.max_model_len is not None:
+        flags += ["--max-model-len", str(model.max_model_len)]
+    return (*flags, "--max-num-seqs", str(model.max_num_seqs or _CPU_SEQUENCES))
+
+
+def _settings(config: Config, devices: Devices) -> cc_settings.Settings:
+    try:
+        confidential = cc_settings.confidential(config.evidence.cpu, devices.cc_mode())
+    except CollectionError as error:
+        raise StepFailed(str(error)) from error
+    if confidential:
+        for model in config.models:
+            try:
+                cc_settings.refuse(model.arguments, {})
+            except cc_settings.ForbiddenFlag as error:
+                raise StepFailed(f"{model.id}: {error}") from error
+    return cc_settings.settings(confidential)
+
+
+def fleet(
+    config: Config, folders: dict[str, Path], manifests: dict[str, Manifest], devices: Devices, gate: Gate
+) -> Fleet:
     """The engines, not started."""
     engines = config.engines
+    settings, placement = _settings(config, devices), placements(config, folders)
     timing = Timing(engines.ready_seconds, engines.hung_seconds, engines.canary_seconds)
     return Fleet(
         [
             Supervisor(
-                engine_spec(config, model, folders[model.id]),
+                engine_spec(config, model, folders[model.id], placement[model.id], settings),
                 _canary(config, model, manifests[model.id]),
                 gate,
                 timing,

@@ -63,6 +63,8 @@ class Lifecycle:
 
     step: Step = Step.PREFLIGHT
     reason: str = ""
+    progress: str = ""
+    """How far the step is, for `/readyz`; names models and shares, nothing else."""
 
     def advance(self, step: Step, reason: str = "") -> None:
         """Moves on. Raises `ValueError` for a move that is not in the table."""
@@ -70,6 +72,12 @@ class Lifecycle:
             raise ValueError(f"{self.step} is not followed by {step}")
         self.step = step
         self.reason = reason
+        self.progress = ""
+
+    @property
+    def waits_for(self) -> str:
+        """What the step waits for, and how far that is."""
+        return WAITS_FOR[self.step] + (f" ({self.progress})" if self.progress else "")
 
     @property
     def evidence_ready(self) -> bool:

@@ -38,7 +38,7 @@ class EngineSpec:
 
     `id` and `aliases` are the model names that it answers to. `model` is a local folder or a hub id. `python` is the
     interpreter of the engines' own environment. `socket` is where it will listen and `log` the file its output goes to
-    (made with mode 0600, appended to). `kv_cache_bytes` is exact. `arguments` go to `vllm serve` last, so they win.
+    (made with mode 0600, appended to). `arguments` go to `vllm serve` last, so they win.
     `tool_parser` is vLLM's name of the parser for the model's tool calls; none without.
     """
 
@@ -50,7 +50,8 @@ class EngineSpec:
     log: Path
     aliases: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
-    kv_cache_bytes: int | None = None
+    placement: tuple[str, ...] = ()
+    """What the plan decided, as arguments: KV cache, lengths, sequences."""
     tool_parser: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     private_network: bool = True
@@ -63,10 +64,9 @@ def command(spec: EngineSpec) -> list[str]:
     """Arguments of `vllm serve` (docs/engines.md says why each is there)."""
     arguments = [spec.model, "--served-model-name", spec.id, *spec.aliases, "--uds", str(spec.socket)]
     arguments += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
-    if spec.kv_cache_bytes is not None:
-        arguments += ["--kv-cache-memory-bytes", str(spec.kv_cache_bytes)]
+    arguments += spec.placement
     if spec.device == "cpu":
-        arguments += ["--enforce-eager", "--max-num-seqs", "64"]
+        arguments += ["--enforce-eager"]
     if spec.task == "embed":
         arguments += ["--runner", "pooling"]
     else:
@@ -105,9 +105,6 @@ def environment(spec: EngineSpec, home: Path) -> dict[str, str]:
         # the executor is set to "uni"), and the two spin while they wait for each other: on two cores that starves the
         # API server, and a stream comes in bursts of a second. On CUDA one GPU needs no such process anyway.
         values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    else:
-        # The V2 model runner can return garbage under CC-On (vllm#57224).
-        values["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     return values | dict(spec.environment)
 
 

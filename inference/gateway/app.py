@@ -16,7 +16,7 @@ from inference.gateway.admission import MODELS_PATH, ROUTES, Admission
 from inference.gateway.evidence import EvidenceService
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
-from inference.lifecycle import WAITS_FOR, Lifecycle
+from inference.lifecycle import Lifecycle
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
 _MEDIA = {media.request: media for media in (ohttp.CHUNKED, ohttp.WHOLE)}
@@ -51,7 +51,7 @@ def create_gateway(
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        body = {"step": lifecycle.step, "waits_for": WAITS_FOR[lifecycle.step], "models": model_states()}
+        body = {"step": lifecycle.step, "waits_for": lifecycle.waits_for, "models": model_states()}
         return JSONResponse(body, 200 if lifecycle.serving else 503, _NO_STORE)
 
     @app.get(GATEWAY_PATH)

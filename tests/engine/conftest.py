@@ -36,7 +36,7 @@ def spec(engine_python: Path, models: Path, tmp_path: Path) -> Callable[..., Eng
             "python": engine_python,
             "socket": tmp_path / "run" / "llama.sock",
             "log": tmp_path / "llama.log",
-            "kv_cache_bytes": 64 * 1024 * 1024,
+            "placement": ("--kv-cache-memory-bytes", str(64 * 1024 * 1024), "--max-num-seqs", "64"),
             "tool_parser": "llama3_json",
             "private_network": False,
         }

@@ -54,7 +54,6 @@ def test_command_and_environment_are_explicit(spec: Make, monkeypatch: pytest.Mo
     assert command(made)[place + 1 : place + 3] == ["demo/llama-awq", "llama"]
     assert "--tool-call-parser" not in command(spec(tool_parser=None))
     assert "--enforce-eager" not in command(spec(device="cuda"))
-    assert environment(spec(device="cuda"), tmp_path)["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 def test_a_ready_engine_and_the_death_of_its_guard(spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
