@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from inference.models_commands import models
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -108,24 +110,7 @@ def init(upstream: str, out: Path | None) -> None:
         out.write_text(text)
 
 
-@main.group()
-def models() -> None:
-    """The models' files."""
-
-
-@models.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: FOLDER/cloister-manifest.json.")
-def lock(folder: Path, out: Path | None) -> None:
-    """Write a manifest of FOLDER's files and print its root, which evidence shows."""
-    from inference.engine import weights
-
-    try:
-        manifest = weights.lock(folder)
-        manifest.save(out or folder / weights.NAME)
-    except (weights.WeightsError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(manifest.root.hex())
+main.add_command(models)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""`cloister models ...`: manifests, the plan of a GPU's memory, golden answers."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+CONFIG = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.group()
+def models() -> None:
+    """The models' files, their places on a GPU, their golden answers."""
+
+
+@models.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: FOLDER/cloister-manifest.json.")
+@click.option("--repository", help="The hub id that the files come from; with --revision.")
+@click.option("--revision", help="Its commit, 40 hexadecimal digits.")
+def lock(folder: Path, out: Path | None, repository: str | None, revision: str | None) -> None:
+    """Write a manifest of FOLDER's files and print its root, which evidence shows."""
+    from inference.engine import weights
+
+    if (repository is None) != (revision is None):
+        raise click.UsageError("--repository and --revision go together")
+    try:
+        source = weights.Source(repository, revision) if repository is not None and revision is not None else None
+        with click.progressbar(length=1000, label="hashing", file=click.get_text_stream("stderr")) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.update(round(1000 * done / max(total, 1)) - bar.pos)
+
+            manifest = weights.lock(folder, source, progress=progress)
+        manifest.save(out or folder / weights.NAME)
+    except (weights.WeightsError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(manifest.root.hex())
+
+
+@models.command()
+@click.option("--config", "path", required=True, type=CONFIG, help="The backend's configuration.")
+@click.option("--gpu-memory", help='Default: engines.gpu_memory. A card\'s size ("80GB") or exact ("81559MiB").')
+@click.option("--length", type=click.IntRange(min=1), help="Tokens per sequence to count with.")
+def plan(path: Path, gpu_memory: str | None, length: int | None) -> None:
+    """Say how the models share one GPU's memory, without loading a weight."""
+    from inference import config as configuration
+    from inference.engine.placement import DEFAULT_LENGTH, PlacementError, plan_command
+
+    try:
+        config = configuration.load(path)
+        memory = gpu_memory or config.engines.gpu_memory
+        if memory is None:
+            raise click.UsageError('how much memory? Give --gpu-memory "80GB", or set engines.gpu_memory')
+        click.echo(plan_command(config, memory, length or DEFAULT_LENGTH))
+    except (configuration.ConfigError, PlacementError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@models.command()
+@click.option("--config", "path", required=True, type=CONFIG, help="The backend's configuration.")
+@click.option("--model", "chosen", multiple=True, metavar="ID", help="Only this one; may be given several times.")
+def canary(path: Path, chosen: tuple[str, ...]) -> None:
+    """Start the engines, ask them the fixed questions, and keep their answers as the golden ones.
+
+    Do it where the weights and the machine can be trusted: what an engine answers now is what it has to answer later.
+    """
+    from inference import config as configuration
+    from inference.engine.canary import CanaryFailed
+    from inference.engine.process import EngineError
+    from inference.golden import make_golden
+    from inference.lifecycle import StepFailed
+
+    try:
+        config = configuration.load(path)
+        unknown = set(chosen) - {model.id for model in config.models}
+        if unknown:
+            raise click.UsageError(f"the configuration has no model {', '.join(sorted(unknown))}")
+        for made in asyncio.run(make_golden(config, frozenset(chosen))):
+            click.echo(made)
+    except (configuration.ConfigError, StepFailed, EngineError, CanaryFailed, OSError) as error:
+        raise click.ClickException(str(error)) from error
