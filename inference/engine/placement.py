@@ -31,7 +31,7 @@ PREFILL_TOKENS = 2048
 """Tokens of one step. A 70B model's step is bound by computation long before that, and every layer with a window holds
 twice as many tokens beyond it while a prompt is read. vLLM's own default on such a card is 8192."""
 _STEPS_IN_FLIGHT = 2
-"""vLLM schedules a step while the one before it runs, and frees a window's blocks only behind both."""
+"""On a GPU vLLM schedules a step while the one before it runs, and frees a window's blocks only behind both."""
 BLOCK_TOKENS = 16
 MAX_SEQS = 256
 POOLING_SEQS = 64
@@ -84,8 +84,8 @@ class Blocks:
     """Of one block; 16 on CUDA, 128 on the CPU."""
 
     @classmethod
-    def of(cls, shape: Shape, element: int, prefill: int, tokens: int = BLOCK_TOKENS) -> "Blocks":
-        """For numbers of `element` bytes and steps of `prefill` tokens. The shape must not be an encoder's."""
+    def of(cls, shape: Shape, element: int, in_flight: int, tokens: int = BLOCK_TOKENS) -> "Blocks":
+        """For numbers of `element` bytes, with `in_flight` tokens in unfinished steps. Not for an encoder's shape."""
         counts = [count for count in (shape.global_layers, shape.sliding_layers) if count]
         size = min(counts)
         if max(counts) < 1.5 * size:
@@ -95,7 +95,7 @@ class Blocks:
             sliding_groups=-(-shape.sliding_layers // size),
             window=shape.window or 0,
             block_bytes=tokens * size * shape.token_bytes(element),
-            in_flight=_STEPS_IN_FLIGHT * prefill,
+            in_flight=in_flight,
             tokens=tokens,
         )
 
@@ -314,7 +314,7 @@ def _wish(model: Model, shape: Shape, length: int) -> _Wish:
     # Texts of an encoder are not read in parts.
     prefill = max(PREFILL_TOKENS, longest) if shape.encoder else PREFILL_TOKENS
     prefill = _checked_arguments(model) or prefill
-    blocks = None if shape.encoder else Blocks.of(shape, _element(model.kv_cache_dtype), prefill)
+    blocks = None if shape.encoder else Blocks.of(shape, _element(model.kv_cache_dtype), _STEPS_IN_FLIGHT * prefill)
     wish = _Wish(model, shape, blocks, prefill, min(length, longest))
     if blocks is not None and model.kv_cache_bytes is not None:
         needed = blocks.needed(1, model.max_model_len or wish.length)

@@ -268,7 +268,7 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(_MAX_JSON, size - 8):
+            if length > min(_MAX_JSON, size - 8):
                 raise ShapeError(f"{path} is not a safetensors file, or not whole: {again}")
             header = json.loads(stream.read(length))
     except OSError as error:

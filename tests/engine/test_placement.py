@@ -151,6 +151,13 @@ def test_kv_cache_of_the_published_models() -> None:
     assert e5.positions == 512
 
 
+@pytest.mark.parametrize(
+    ("values", "sliding"), [({}, 80), ({"use_sliding_window": False}, 0), ({"sliding_window": None}, 0)]
+)
+def test_windows_that_are_switched_off(values: dict[str, Any], sliding: int) -> None:
+    assert from_config({**LLAMA, "sliding_window": 4096, **values}).sliding_layers == sliding
+
+
 def test_layer_types_count_like_the_pattern() -> None:
     types = ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(62)]
     listed = copy.deepcopy(GEMMA)
@@ -204,6 +211,9 @@ def test_shards_are_added_up(folder: Path) -> None:
     assert read(folder).weight_bytes == 123
     (folder / "model.safetensors.index.json").unlink()
     assert read(folder).weight_bytes == 1123
+    # The same weights in another layout, which vLLM does not load.
+    safetensors(folder / "consolidated.00.safetensors", 1123)
+    assert read(folder).weight_bytes == 1123
     for name in ("a", "b", "other"):
         (folder / f"{name}.safetensors").unlink()
     assert read(folder).estimated
@@ -234,6 +244,7 @@ def cut(path: Path, length: int) -> None:
         (rewrite("config.json", num_hidden_layers=0), "config.json: a size is zero or negative"),
         (rewrite("config.json", quantization_config={"quant_method": "gguf"}), "quantisation gguf is not known"),
         (rewrite("config.json", layer_types=["mamba"] * 80), "layers of type mamba are not known"),
+        (rewrite("config.json", layer_types=["full_attention"] * 79), "79 layer_types for 80 layers"),
         (rewrite("config.json", kv_lora_rank=512), "latent attention"),
         (lambda f: (f / "b.safetensors").unlink(), "b.safetensors is missing, the index names it: copy the model"),
         (rewrite("model.safetensors.index.json", weight_map={"x": "../a.safetensors"}), "not a file of this folder"),
@@ -268,7 +279,7 @@ def test_weights_that_cannot_be_computed() -> None:
 
 def test_gemmas_groups() -> None:
     """10 global and 52 sliding layers: one and six groups of 10, the last one with 8 layers that do not exist."""
-    blocks = Blocks.of(from_config(GEMMA), 2, 2048)
+    blocks = Blocks.of(from_config(GEMMA), 2, 4096)
     assert (blocks.global_groups, blocks.sliding_groups) == (1, 6)
     assert blocks.block_bytes == 16 * 10 * 8192
     assert blocks.sequence(8192) == 512 + 6 * 65
@@ -277,11 +288,11 @@ def test_gemmas_groups() -> None:
 
 
 def test_blocks_of_one_kind_of_layer_and_of_nearly_equal_kinds() -> None:
-    llama = Blocks.of(from_config(LLAMA), 1, 2048)
+    llama = Blocks.of(from_config(LLAMA), 1, 4096)
     assert (llama.global_groups, llama.sliding_groups, llama.sequence(4096)) == (1, 0, 256)
     assert llama.block_bytes == 16 * 160 * 1024
     equal = dataclasses.replace(from_config(GEMMA), global_layers=13, sliding_layers=12)
-    assert Blocks.of(equal, 2, 2048).block_bytes == 16 * 13 * 8192
+    assert Blocks.of(equal, 2, 4096).block_bytes == 16 * 13 * 8192
 
 
 def test_counts_that_vllm_printed() -> None:
@@ -296,15 +307,16 @@ def test_counts_that_vllm_printed() -> None:
 def test_vllm_starts_with_what_is_needed_and_not_with_a_block_less(
     models: Path, spec: Callable[..., EngineSpec]
 ) -> None:
-    """A real engine with a window, whose first sequence needs more than it will keep."""
+    """A real engine with a window: its first sequence needs more than it will keep. A CPU has one step in flight."""
     blocks = Blocks.of(read(models / "gemma3"), 2, 256, tokens=128)
     needed = blocks.needed(1, 2048)
     assert needed == (1 + blocks.first(2048)) * blocks.block_bytes
     assert blocks.sequence(2048) < blocks.first(2048)
 
     async def start(size: int) -> None:
-        arguments = ("--max-model-len", "2048", "--max-num-batched-tokens", "256")
-        engine = Engine(spec(model=str(models / "gemma3"), tool_parser=None, kv_cache_bytes=size, arguments=arguments))
+        limits = ("--max-model-len", "2048", "--max-num-batched-tokens", "256", "--max-num-seqs", "64")
+        placement = ("--kv-cache-memory-bytes", str(size), *limits)
+        engine = Engine(spec(model=str(models / "gemma3"), tool_parser=None, placement=placement))
         await engine.start()
         try:
             await engine.wait_ready(240)
@@ -332,7 +344,7 @@ def test_shipped_configurations_fit(name: str, length: int) -> None:
             assert engine.kv_cache_bytes == 0
             assert engine.max_model_len == 512
             continue
-        blocks = Blocks.of(engine.shape, 2, engine.max_num_batched_tokens)
+        blocks = Blocks.of(engine.shape, 2, 2 * engine.max_num_batched_tokens)
         assert blocks.needed(1, engine.max_model_len) <= engine.kv_cache_bytes
         assert engine.max_model_len >= length
         assert engine.max_num_seqs == min(MAX_SEQS, int(engine.sequences)) >= 1
@@ -411,6 +423,11 @@ def test_a_model_that_is_allowed_fewer_leaves_the_rest_to_the_others() -> None:
 def test_what_cannot_be_planned(values: dict[str, object], reason: str) -> None:
     with pytest.raises(PlacementError, match=reason):
         plan(changed(shipped("h100"), 0, **values), shapes(INT4), H100)
+
+
+def test_an_encoder_reads_its_longest_text_in_one_step() -> None:
+    long = from_config({**E5, "max_position_embeddings": 8194})
+    assert plan(shipped("h100"), {**shapes(INT4), E5_ID: long}, H100).engines[2].max_num_batched_tokens == 8192
 
 
 def test_longer_steps_cost_windows() -> None:
