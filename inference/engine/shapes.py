@@ -179,7 +179,10 @@ def _quantization(config: dict[str, Any]) -> Quantization | None:
         return Quantization("fp8", 8, 0, False)
     if method == "compressed-tensors":
         # One group of layers is what the published models have; several would need each layer's name.
-        weights = next(iter(found["config_groups"].values()))["weights"]
+        groups = list(found["config_groups"].values())
+        if not groups:
+            raise ShapeError("quantization_config has no config_groups; take config.json from the model's own folder")
+        weights = groups[0]["weights"]
         if weights["type"] == "float":
             return Quantization("fp8", int(weights["num_bits"]), 0, False)
         return Quantization(method, int(weights["num_bits"]), int(weights["group_size"] or 0), not weights["symmetric"])
@@ -284,6 +287,8 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
             place = end
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShapeError(f"{path}: its header is malformed: {again}") from error
+    if not spans:
+        raise ShapeError(f"{path} holds no tensors: {again}")
     if 8 + length + place != size:
         raise ShapeError(f"{path} has {size} bytes where its header says {8 + length + place}: {again}")
     yield from spans

@@ -5,11 +5,14 @@ import copy
 import dataclasses
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inference.config import Config, load
 from inference.engine.placement import (
@@ -243,6 +246,10 @@ def cut(path: Path, length: int) -> None:
         (rewrite("config.json", num_hidden_layers="many"), "config.json: a value is not what it should be"),
         (rewrite("config.json", num_hidden_layers=0), "config.json: a size is zero or negative"),
         (rewrite("config.json", quantization_config={"quant_method": "gguf"}), "quantisation gguf is not known"),
+        (
+            rewrite("config.json", quantization_config={"quant_method": "compressed-tensors", "config_groups": {}}),
+            "has no config_groups",
+        ),
         (rewrite("config.json", layer_types=["mamba"] * 80), "layers of type mamba are not known"),
         (rewrite("config.json", layer_types=["full_attention"] * 79), "79 layer_types for 80 layers"),
         (rewrite("config.json", kv_lora_rank=512), "latent attention"),
@@ -255,6 +262,7 @@ def cut(path: Path, length: int) -> None:
         (lambda f: (f / "a.safetensors").write_bytes(b"\2" + bytes(7) + b"xx"), "its header is not JSON"),
         (lambda f: (f / "a.safetensors").write_bytes(b"\2" + bytes(7) + b"[]"), "its header is malformed"),
         (lambda f: safetensors(f / "a.safetensors", 5, -2), "its header is malformed"),
+        (lambda f: safetensors(f / "a.safetensors"), "a.safetensors holds no tensors"),
     ],
 )
 def test_a_folder_that_cannot_be_read(folder: Path, change: Callable[[Path], object], reason: str) -> None:
@@ -275,6 +283,48 @@ def test_weights_that_cannot_be_computed() -> None:
     with pytest.raises(ShapeError, match="model_type new cannot be computed: put its safetensors files"):
         from_config(unknown)
     assert from_config(unknown, 5).weight_bytes == 5
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(value: dict[str, Any], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where the values of a nested object are."""
+    inner = [places(item, (*before, key)) for key, item in value.items() if isinstance(item, dict)]
+    return [*((*before, key) for key in value), *(place for group in inner for place in group)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_only_our_error_escapes(data: st.DataObject) -> None:
+    """Whatever a value of config.json is replaced with, there is a shape of positive sizes or a `ShapeError`."""
+    config = copy.deepcopy(data.draw(st.sampled_from([LLAMA, INT4, FP8, E5])))
+    *path, last = data.draw(st.sampled_from(places(config)))
+    inner = config
+    for key in path:
+        inner = inner[key]
+    inner[last] = data.draw(JSON)
+    try:
+        shape = from_config(config)
+    except ShapeError:
+        return
+    assert min(shape.weight_bytes, shape.positions, shape.kv_heads, shape.head_dim, shape.window or 1) > 0
+    assert min(shape.global_layers, shape.sliding_layers) >= 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_only_our_error_escapes_from_a_header(header: bytes, length: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(LLAMA))
+        (folder / "a.safetensors").write_bytes(length.to_bytes(8, "little") + header)
+        with pytest.raises(ShapeError, match=r"a\.safetensors"):
+            read(folder)
 
 
 def test_gemmas_groups() -> None:
