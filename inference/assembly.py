@@ -112,7 +112,7 @@ def placements(config: Config, folders: dict[str, Path]) -> dict[str, tuple[str,
         raise StepFailed('engines.gpu_memory is missing: write the GPU\'s size, like "80GB"')
     try:
         shapes = {model.id: read(folders[model.id]) for model in config.models}
-        planned = plan(config, shapes, memory_of(config.engines.gpu_memory))
+        planned = plan(config, shapes, memory_of(config.engines.gpu_memory), config.engines.plan_length)
     except (PlacementError, ShapeError) as error:
         raise StepFailed(f"the models cannot be placed: {error}") from error
     return {engine.id: engine.flags for engine in planned.engines}

@@ -109,6 +109,8 @@ class Engines(_Section):
     device: Literal["cpu", "cuda"]
     gpu_memory: str | None = None
     """Memory of the GPU for the plan, where none can be asked: "80GB" is a card's size, "81559MiB" exact."""
+    plan_length: int = Field(default=4096, ge=1)
+    """Tokens per sequence that the plan counts with."""
     gpu_index: int = Field(default=0, ge=0)
     canary: Literal["required", "off"]
     """"required": before an engine takes traffic, and every `canary_seconds` when it is idle, its answers are compared

@@ -46,14 +46,14 @@ def lock(folder: Path, out: Path | None, repository: str | None, revision: str |
 def plan(path: Path, gpu_memory: str | None, length: int | None) -> None:
     """Say how the models share one GPU's memory, without loading a weight."""
     from inference import config as configuration
-    from inference.engine.placement import DEFAULT_LENGTH, PlacementError, plan_command
+    from inference.engine.placement import PlacementError, plan_command
 
     try:
         config = configuration.load(path)
         memory = gpu_memory or config.engines.gpu_memory
         if memory is None:
             raise click.UsageError('how much memory? Give --gpu-memory "80GB", or set engines.gpu_memory')
-        click.echo(plan_command(config, memory, length or DEFAULT_LENGTH))
+        click.echo(plan_command(config, memory, length or config.engines.plan_length))
     except (configuration.ConfigError, PlacementError) as error:
         raise click.ClickException(str(error)) from error
 
