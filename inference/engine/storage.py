@@ -67,16 +67,25 @@ class Storage:
         """Whether what was read once is what will be read again, whatever the owner of the disk does."""
         return self.kind != "other"
 
+    @property
+    def place(self) -> str:
+        """What follows "the folder is"."""
+        device = f"{self.filesystem} on {self.device}"
+        if self.kind == "memory":
+            return f"in memory ({self.filesystem})"
+        if self.kind == "verity":
+            return f"on dm-verity ({device}, root hash {self.root_hash})"
+        return f"{self.reason or 'on an ordinary disk'} ({device})"
+
     def says(self) -> str:
         """One sentence, or two, for the log and for `/readyz`."""
         if self.kind == "memory":
-            return f"the folder is in memory ({self.filesystem}): what is checked is what the engine reads."
-        place = f"{self.filesystem} on {self.device}"
+            return f"the folder is {self.place}: what is checked is what the engine reads."
         if self.kind == "verity":
-            return f"the folder is on dm-verity ({place}, root hash {self.root_hash}): the kernel checks every read."
+            return f"the folder is {self.place}: the kernel checks every read."
         return (
-            f"the folder is {self.reason or 'on an ordinary disk'} ({place}): the host could change it after the check."
-            " Use the verity image (docs/weights.md) or memory."
+            f"the folder is {self.place}: the host could change it after the check. "
+            "Use the verity image (docs/weights.md) or memory."
         )
 
 

@@ -192,9 +192,9 @@ def check(
     disk can change a file between this and the engine's own reading.
     """
     found = storage(folder)
-    if manifest.verity is not None and not (found.protected and found.root_hash == manifest.verity.root_hash):
+    if manifest.verity is not None and not (found.kind == "verity" and found.root_hash == manifest.verity.root_hash):
         raise WeightsError(
-            f"the manifest names the dm-verity root hash {manifest.verity.root_hash}, but {found.says()} "
+            f"the manifest names the dm-verity root hash {manifest.verity.root_hash}, but the folder is {found.place}. "
             "Open the image with that root hash (docs/weights.md)"
         )
     here = set(_walk(folder))
