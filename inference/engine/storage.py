@@ -27,6 +27,7 @@ _DM_STATUS_TABLE = 1 << 4
 _DM_BUFFER_FULL = 1 << 8
 _BUFFER = 16 * 1024
 
+_SWAPPABLE = ("tmpfs", "rootfs")
 _VERITY_UUID = "CRYPT-VERITY-"
 _WEAK = {
     "ignore_corruption": "reads corrupt blocks",
@@ -98,15 +99,15 @@ def where(folder: Path, root: Path = Path("/"), tables: Tables | None = None) ->
     try:
         mounts = _mounts((root / "proc/self/mountinfo").read_text(errors="surrogateescape"))
         mount = _mount_of(top, mounts)
-        swaps = (root / "proc/swaps").read_text().splitlines()[1:] if mount.filesystem == "tmpfs" else []
+        swaps = (root / "proc/swaps").read_text().splitlines()[1:] if mount.filesystem in _SWAPPABLE else []
     except (OSError, ValueError) as error:
         return Storage("other", "unknown", "an unknown device", reason=f"on a mount that cannot be told ({error})")
     inside = [other for other in mounts if top in other.point.parents]
     if inside:
         return _other(mount, f"crossed by another mount ({inside[0].point.name})")
-    if mount.filesystem == "ramfs" or (mount.filesystem == "tmpfs" and "noswap" in mount.options):
+    if mount.filesystem == "ramfs" or (mount.filesystem in _SWAPPABLE and "noswap" in mount.options):
         return Storage("memory", mount.filesystem, mount.source)
-    if mount.filesystem == "tmpfs":
+    if mount.filesystem in _SWAPPABLE:
         if swaps:
             return _other(mount, f"in memory that may be swapped to {swaps[0].split()[0]}")
         return Storage("memory", mount.filesystem, mount.source)
@@ -174,7 +175,8 @@ def _mount_of(path: Path, mounts: list[_Mount]) -> _Mount:
     """The mount that a path walk ends in: a later mount on the same place, or over a parent, hides others."""
     ids = {mount.id for mount in mounts}
     below = {(mount.parent, mount.point): mount for mount in mounts}
-    tops = [mount for mount in mounts if mount.point == Path("/") and mount.parent not in ids]
+    # An initramfs is its own parent.
+    tops = [mount for mount in mounts if mount.point == Path("/") and mount.parent not in ids - {mount.id}]
     if not tops:
         raise ValueError("no root mount")
     current = tops[0]

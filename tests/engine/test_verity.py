@@ -4,6 +4,7 @@ The mount tables, sysfs entries and device-mapper tables below were recorded in 
 with the demo's embedding model on a dm-verity image made by `deploy/weights/image.py`.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -170,7 +171,14 @@ def test_mounts_that_hide_others(machine: Machine) -> None:
 
 def test_mount_points_with_spaces(machine: Machine) -> None:
     machine.mounts(MOUNTS.replace("/mnt/w ", "/mnt/my\\040weights\\134 "))
-    assert machine.where("/mnt/my weights\\").protected
+    assert machine.where("/mnt/my weights\\").kind == "verity"
+
+
+def test_initramfs_is_its_own_parent(machine: Machine) -> None:
+    machine.mounts("1 1 0:2 / / rw - rootfs rootfs rw\n" + MOUNTS.replace(" / / ro", " / /host ro"))
+    assert machine.where("/models").kind == "memory"
+    (machine.root / "proc/swaps").write_text(SWAPS + "/dev/vdb partition\t1048572\t0\t-2\n")
+    assert machine.where("/models").kind == "other"
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "25 1 0:22 / / ro - 9p", "25 25 0:1 / / ro - ext4 /dev/vda rw"])
@@ -374,6 +382,18 @@ def test_erofs_reads_what_was_written(tmp_path: Path) -> None:
     assert image.stat().st_size == size
     subprocess.run([FSCK, f"--extract={tmp_path / 'out'}", image], check=True, capture_output=True)
     assert lock(tmp_path / "out") == lock(folder)
+
+
+def test_image_is_fixed_byte_for_byte() -> None:
+    """A writer that writes anything else gives everybody's weights another root hash."""
+    content = {"b/config.json": b"{}", "-first": b"x" * 5000, "b/a/nothing": b"", "a b": b"y" * 4096}
+    images = []
+    for paths in (sorted(content), sorted(content, reverse=True)):
+        out = io.BytesIO()
+        files = [(path, len(content[path])) for path in paths]
+        assert erofs.write(out, files, lambda path, out: out.write(content[path]), b"u" * 16) == len(out.getvalue())
+        images.append(hashlib.sha256(out.getvalue()).hexdigest())
+    assert images == ["1f160d5754a0d9af81ea0864fcb7e817ec8b0a559862cba227a1d3845bd509f4"] * 2
 
 
 def test_erofs_refuses(tmp_path: Path) -> None:

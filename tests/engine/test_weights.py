@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,18 @@ def test_check_does_not_hash_on_after_a_difference(folder: Path) -> None:
     """The largest file goes first and is wrong: of 300 others nearly all are left."""
     for index in range(300):
         (folder / f"{index:03}").write_bytes(bytes(1_000_000))
+    manifest = lock(folder)
+    _flip(folder / "model.safetensors", 0)
+    told: list[int] = []
+    with pytest.raises(WeightsError, match="wrong content: model"):
+        check(folder, manifest, lambda done, _: told.append(done))
+    assert told[-1] < manifest.size / 2
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core hashes one file after another")
+def test_check_stops_a_file_that_is_being_hashed(folder: Path) -> None:
+    with (folder / "sparse").open("wb") as stream:
+        stream.truncate(1_000_000_000)
     manifest = lock(folder)
     _flip(folder / "model.safetensors", 0)
     told: list[int] = []
