@@ -317,5 +317,6 @@ def _hash(folder: Path, path: str, advance: Callable[[int], bool]) -> WeightsFil
                         break
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
-    advance(size - told)
+    if size > told:
+        advance(size - told)
     return WeightsFile(path, size, digest.hexdigest())
