@@ -34,8 +34,9 @@ format: $(VENV)/.installed-dev ## Format the code
 bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated
 	@$(RUN) -m benchmarks.serve
 
-models: $(ENGINE_VENV)/.installed ## Make the demo models (two to three minutes, once)
+models: $(ENGINE_VENV)/.installed $(VENV)/.installed ## Make the demo models and their golden answers (three minutes, once)
 	@$(ENGINE_VENV)/bin/python -m deploy.demo.make_models --out $(MODELS)
+	@$(RUN) -m inference models canary --config deploy/config/demo.toml --missing
 
 engine-env: $(ENGINE_VENV)/.installed ## Install the engines' own environment
 

@@ -10,7 +10,7 @@ from attestation.devices import Devices
 from attestation.errors import CollectionError
 from inference.config import Config, Model
 from inference.engine import cc_settings
-from inference.engine.canary import CanaryFailed
+from inference.engine.canary import CanaryFailed, Golden, check
 from inference.engine.fleet import Fleet
 from inference.engine.hub import HubError, resolve
 from inference.engine.placement import PlacementError, memory_of, plan
@@ -23,7 +23,8 @@ from inference.lifecycle import StepFailed
 
 CANARY_NAME = "cloister-canary.json"
 """Beside the manifest."""
-_CANARY_SECONDS = 120.0
+CANARY_SECONDS = 120.0
+"""For one request of the canary."""
 _CPU_SEQUENCES = 64
 """Enough for the demo and its benchmark."""
 _PR_SET_DUMPABLE = 4
@@ -81,10 +82,18 @@ def no_core_dumps() -> None:
         raise StepFailed("the kernel does not let this process refuse core dumps (PR_SET_DUMPABLE)")
 
 
-def engine_spec(
+def engine_specs(config: Config, folders: dict[str, Path], devices: Devices) -> dict[str, EngineSpec]:
+    """How each model's engine is started."""
+    settings, placement = _settings(config, devices), placements(config, folders)
+    return {
+        model.id: _engine_spec(config, model, folders[model.id], placement[model.id], settings)
+        for model in config.models
+    }
+
+
+def _engine_spec(
     config: Config, model: Model, folder: Path, placement: tuple[str, ...], settings: cc_settings.Settings
 ) -> EngineSpec:
-    """How the model's engine is started."""
     engines = config.engines
     path = socket_path(config, model)
     return EngineSpec(
@@ -148,12 +157,12 @@ def fleet(
 ) -> Fleet:
     """The engines, not started."""
     engines = config.engines
-    settings, placement = _settings(config, devices), placements(config, folders)
+    specs = engine_specs(config, folders, devices)
     timing = Timing(engines.ready_seconds, engines.hung_seconds, engines.canary_seconds)
     return Fleet(
         [
             Supervisor(
-                engine_spec(config, model, folders[model.id], placement[model.id], settings),
+                specs[model.id],
                 _canary(config, model, manifests[model.id]),
                 gate,
                 timing,
@@ -172,8 +181,6 @@ def canary_path(model: Model) -> Path:
 def _canary(config: Config, model: Model, manifest: Manifest) -> Canary | None:
     if config.engines.canary == "off":
         return None
-    from inference.engine.canary import Golden, check
-
     path = canary_path(model)
     try:
         golden = Golden.load(path, manifest.root)
@@ -183,4 +190,4 @@ def _canary(config: Config, model: Model, manifest: Manifest) -> Canary | None:
             'weights and the machine, or set engines.canary = "off"'
         ) from error
     socket = socket_path(config, model)
-    return lambda: check(socket, model.id, golden, _CANARY_SECONDS)
+    return lambda: check(socket, model.id, golden, CANARY_SECONDS)

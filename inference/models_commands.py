@@ -61,7 +61,8 @@ def plan(path: Path, gpu_memory: str | None, length: int | None) -> None:
 @models.command()
 @click.option("--config", "path", required=True, type=CONFIG, help="The backend's configuration.")
 @click.option("--model", "chosen", multiple=True, metavar="ID", help="Only this one; may be given several times.")
-def canary(path: Path, chosen: tuple[str, ...]) -> None:
+@click.option("--missing", is_flag=True, help="Only for models that have none for their weights.")
+def canary(path: Path, chosen: tuple[str, ...], missing: bool) -> None:
     """Start the engines, ask them the fixed questions, and keep their answers as the golden ones.
 
     Do it where the weights and the machine can be trusted: what an engine answers now is what it has to answer later.
@@ -77,7 +78,7 @@ def canary(path: Path, chosen: tuple[str, ...]) -> None:
         unknown = set(chosen) - {model.id for model in config.models}
         if unknown:
             raise click.UsageError(f"the configuration has no model {', '.join(sorted(unknown))}")
-        for made in asyncio.run(make_golden(config, frozenset(chosen))):
+        for made in asyncio.run(make_golden(config, frozenset(chosen), missing=missing)):
             click.echo(made)
     except (configuration.ConfigError, StepFailed, EngineError, CanaryFailed, OSError) as error:
         raise click.ClickException(str(error)) from error
