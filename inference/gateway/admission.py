@@ -1,6 +1,6 @@
 """From an opened request to what may be asked of an engine. Raises `Refused`, whose text is sealed for the client.
 
-An allow-list decides: whatever else the engine offers is unreachable. The body is passed on byte for byte.
+An allow-list decides: whatever else the engine offers is unreachable. `rewrite` says what becomes of the body.
 """
 
 import hashlib
@@ -12,7 +12,9 @@ from typing import Any, Literal
 from inference.channel.bhttp import Fields, field
 from inference.channel.exchange import InnerRequest
 from inference.config import Config, Model
+from inference.gateway import rewrite
 from inference.gateway.failures import BAD_KEY, Refusal, Refused
+from inference.gateway.rewrite import CacheSalts
 
 Task = Literal["generate", "embed"]
 
@@ -48,10 +50,11 @@ class Admission:
         self._callers = config.callers
         self._models = {name: model for model in config.models for name in (model.id, *model.aliases)}
         self.model_list = _model_list(config.models)
+        self._salts = CacheSalts()
 
     def admit(self, request: InnerRequest) -> EngineCall | bytes:
         """What to ask of which engine, or the model list for `GET /v1/models`. Raises `Refused`."""
-        self._authenticate(request.fields)
+        key = self._authenticate(request.fields)
         path = request.path.partition("?")[0]
         if path == MODELS_PATH or path.startswith(MODELS_PATH + "/"):
             return self._list(request.method, path)
@@ -62,16 +65,18 @@ class Admission:
             )
         if request.method != "POST":
             raise Refused(Refusal(405, f"{path} takes POST.", "method_not_allowed"))
-        body = _object(request.body)
+        body = rewrite.parse(request.body)
         model = self._model(body, task, path)
         stream = body.get("stream")
         if stream is not None and not isinstance(stream, bool):
             raise Refused(Refusal(400, '"stream" must be true or false.', param="stream"))
-        return EngineCall(model, path, request.body, bool(stream))
+        domain = rewrite.domain_of(body, field(request.fields, rewrite.CACHE_DOMAIN_FIELD))
+        return EngineCall(model, path, rewrite.for_engine(body, self._salts.salt(key, domain)), bool(stream))
 
-    def _authenticate(self, fields: Fields) -> None:
+    def _authenticate(self, fields: Fields) -> bytes:
+        """The caller's API key; empty where none is asked for. Raises `Refused`."""
         if self._callers.authentication == "none":
-            return
+            return b""
         key = field(fields, b"x-api-key")
         if key is None:
             scheme, _, key = (field(fields, b"authorization") or b"").partition(b" ")
@@ -79,6 +84,7 @@ class Admission:
         # A lookup by digest: its time tells nothing about an accepted key.
         if not key or hashlib.sha256(key).hexdigest() not in self._callers.key_sha256:
             raise Refused(BAD_KEY)
+        return key
 
     def _list(self, method: str, path: str) -> bytes:
         if method != "GET":
@@ -110,16 +116,6 @@ class Admission:
 
     def _names(self) -> str:
         return ", ".join(item["id"] for item in self.model_list["data"])
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Refused(Refusal(400, "The body must be a JSON object in UTF-8.", "invalid_json"))
-    return value
 
 
 def _model_list(models: tuple[Model, ...]) -> dict[str, Any]:

@@ -40,12 +40,14 @@ def chat(script: str = "hello", **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kem", list(KemId))
 @pytest.mark.parametrize("media", [ohttp.CHUNKED, ohttp.WHOLE])
-def test_a_sealed_request_is_answered_and_its_bytes_reach_the_engine_unchanged(
+def test_a_sealed_request_is_answered_and_reaches_the_engine_with_a_cache_salt(
     gateway: RunningGateway, kem: KemId, media: ohttp.Media
 ) -> None:
     answer = sealed_chat(gateway, chat("hello"), media=media, kem=kem, fields=BEARER)
     assert (answer.status, answer.json()["said"]) == (200, "hello")
-    assert gateway.engine.seen[-1] == ("/v1/chat/completions", chat("hello"))
+    path, body = gateway.engine.seen[-1]
+    assert len(body.pop("cache_salt")) == 64
+    assert (path, body) == ("/v1/chat/completions", chat("hello"))
     assert not {"Authorization", "X-Api-Key", "Host-Key"} & set(gateway.engine.headers[-1]), "the key stops here"
     assert field(answer.fields, b"content-type") == b"application/json; charset=utf-8"
 

@@ -34,7 +34,8 @@ def one_model(folder: Path, port: int = 0) -> str:
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(bytes(1000))
     weights.lock(model).save(model / weights.NAME)
-    text = config_text(port=port, runtime=folder / "run", changes={"python": f'"{sys.executable}"'})
+    changes = {"python": f'"{sys.executable}"', "canary": '"off"'}
+    text = config_text(port=port, runtime=folder / "run", changes=changes)
     text = text[: text.index("[[models]]")]
     text += f'[[models]]\nid = "demo/one"\ntask = "generate"\nsource = "{model}"\nmanifest = "{model / weights.NAME}"\n'
     return text

@@ -1,0 +1,133 @@
+"""What becomes of a request's JSON on its way to the engine: one field is set, some are refused, the rest is passed on.
+
+The body is parsed once and written again, so the engine reads exactly what was checked here: of a name that occurs
+twice there is one left.
+"""
+
+import hmac
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from inference.gateway.failures import Refusal, Refused
+
+CACHE_DOMAIN_FIELD = b"x-cloister-cache-domain"
+"""Inner request header in which a client names its cache domain; `prompt_cache_key` in the body does the same."""
+_DOMAIN_LIMIT = 1024
+
+REFUSED: Mapping[str, str] = {
+    "kv_transfer_params": "it addresses the engine's cache of other requests",
+    "ec_transfer_params": "it addresses the engine's cache of other requests",
+    "previous_input_messages": "nothing is kept between requests: send the conversation as input",
+    "previous_response_id": "nothing is kept between requests: send the conversation as input",
+    "background": "nothing is kept between requests: an answer has to be read while it is made",
+    "session_id": "nothing is kept between requests",
+    "request_id": "it could name another client's request",
+    "priority": "it would let one client go before the others",
+    "prompt_embeds": "it is a serialised tensor, which the engine would have to unpack",
+    "mm_payload": "it bypasses the checks of images",
+    "mm_processor_kwargs": "it changes how the engine processes images",
+    "media_io_kwargs": "it changes how the engine reads images",
+    "vllm_xargs": "it reaches into the engine",
+    "chat_template": "a template is a program that the engine would run; the model's own is used",
+}
+"""Fields that no client may set, and why. null, false and empty values count as not set."""
+
+_MEDIA = frozenset({"image_url", "video_url", "audio_url", "file_url"})
+_TEXTS = ("messages", "input", "system", "instructions")
+
+
+class CacheSalts:
+    """Who may share computed prefixes: nobody, unless a client names a domain, and then only under the same API key.
+
+    vLLM finds a prefix again only under the same `cache_salt`, and a hit is faster, so a shared cache would tell a
+    client what others had asked. The secret is made at boot and never leaves this process.
+    """
+
+    def __init__(self) -> None:
+        self._secret = os.urandom(32)
+
+    def salt(self, api_key: bytes, domain: bytes) -> str:
+        """64 hexadecimal digits: for one request only where `domain` is empty."""
+        if not domain:
+            return os.urandom(32).hex()
+        return hmac.digest(self._secret, len(api_key).to_bytes(4, "big") + api_key + domain, "sha256").hex()
+
+    def __repr__(self) -> str:
+        return "CacheSalts(...)"
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The body's JSON object. Raises `Refused`."""
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Refused(Refusal(400, "The body must be a JSON object in UTF-8.", "invalid_json"))
+    return value
+
+
+def domain_of(body: Mapping[str, Any], named: bytes | None) -> bytes:
+    """The cache domain of a request: what the header names, else `prompt_cache_key`. Raises `Refused`."""
+    if named is None:
+        key = body.get("prompt_cache_key")
+        if key is not None and not isinstance(key, str):
+            raise Refused(Refusal(400, '"prompt_cache_key" must be a string.', param="prompt_cache_key"))
+        # The two spaces of names are told apart.
+        named = b"key:" + key.encode("utf-8", "surrogatepass") if key else b""
+    elif named:
+        named = b"header:" + named
+    if len(named) > _DOMAIN_LIMIT:
+        raise Refused(Refusal(400, f"A cache domain has at most {_DOMAIN_LIMIT} bytes.", param="prompt_cache_key"))
+    return named
+
+
+def for_engine(body: dict[str, Any], salt: str) -> bytes:
+    """The engine's request. Raises `Refused` for a field or an address that no client may send."""
+    try:
+        return _for_engine(body, salt)
+    except RecursionError:
+        raise Refused(Refusal(400, "The body is nested too deeply.", "invalid_json")) from None
+
+
+def _for_engine(body: dict[str, Any], salt: str) -> bytes:
+    for name, reason in REFUSED.items():
+        if body.get(name):
+            raise Refused(Refusal(400, f'"{name}" is not taken here: {reason}.', "unsupported_field", name))
+    for name in _TEXTS:
+        for place, address in _addresses(body.get(name), name):
+            if not address.startswith("data:"):
+                raise Refused(
+                    Refusal(
+                        400,
+                        "Images are taken as data: URLs only (data:image/png;base64,...): the engine has no network, "
+                        "and an address would tell others what is asked about.",
+                        "remote_media",
+                        place,
+                    )
+                )
+    changed = {**body, "cache_salt": salt}
+    if body.get("store"):
+        changed["store"] = False
+    return json.dumps(changed, separators=(",", ":")).encode()
+
+
+def _addresses(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Addresses of media anywhere in messages: OpenAI's parts, and Anthropic's `source` of type "url"."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _addresses(item, f"{place}[{i}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            where = f"{place}.{name}"
+            if name in _MEDIA or (name == "source" and isinstance(item, dict) and item.get("type") == "url"):
+                address = item.get("url") if isinstance(item, dict) else item
+                yield where, address if isinstance(address, str) else ""
+            else:
+                yield from _addresses(item, where)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
