@@ -155,7 +155,12 @@ async def ask(socket: Path, model_id: str, task: Task, timeout: float) -> Answer
     limit = aiohttp.ClientTimeout(total=timeout)
     async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         if task == "embed":
-            body: dict[str, Any] = {"model": model_id, "input": TEXT, "encoding_format": "float"}
+            body: dict[str, Any] = {
+                "model": model_id,
+                "input": TEXT,
+                "encoding_format": "float",
+                "cache_salt": os.urandom(16).hex(),
+            }
             return Answers(embedding=_embedding(await _post(session, "/v1/embeddings", body)))
         found = []
         for prompt in PROMPTS:
@@ -268,7 +273,7 @@ async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any])
             if answer.status != 200:
                 raise CanaryFailed(f"the engine answered {answer.status} to {path}")
             return await answer.json()
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
         raise CanaryFailed(f"the engine gave no answer to {path} ({type(error).__name__})") from error
 
 
@@ -310,6 +315,12 @@ def _token(item: Any) -> tuple[int, float, int | None, float]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("not a number")
+    try:
+        number = float(value)
+    except OverflowError as error:  # JSON's integers have no bound
+        raise ValueError("not a finite number") from error
+    if not math.isfinite(number):
         raise ValueError("not a finite number")
-    return float(value)
+    return number

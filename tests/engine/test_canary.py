@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from inference.engine import canary
 from inference.engine.canary import PROMPTS, TOKENS, Answers, CanaryFailed, Golden, Token, compare
@@ -122,6 +123,7 @@ def test_a_file_of_golden_answers(tmp_path: Path) -> None:
         {"tokens": [[[i, -0.1, 99, -0.11] for i in range(TOKENS)]] * 3},
         {"tokens": [[[1, 0.0, 2, -9.0]] * TOKENS] * 3},
         {"tokens": [[[1, float("nan"), 2, -4.0]] * TOKENS] * 3},
+        {"tokens": [[[1, -(10**400), 2, -4.0]] * TOKENS] * 3},
         {"tokens": [[["1", -0.1, 2, -4.0]] * TOKENS] * 3},
         {"task": "embed"},
         {"margin": 0.5},
@@ -136,6 +138,90 @@ def test_golden_answers_that_could_not_fail_an_engine_are_refused(tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CanaryFailed):
         Golden.load(path, ROOT)
+
+
+def _generated(**changes: object) -> dict[str, Any]:
+    """One answer in vLLM's shape, with the golden tokens; keyword arguments replace fields of its first token."""
+    first, *rest = [
+        {
+            "token": f"token_id:{token.id}",
+            "logprob": token.logprob,
+            "top_logprobs": [
+                {"token": f"token_id:{token.id}", "logprob": token.logprob},
+                {"token": f"token_id:{token.other}", "logprob": token.other_logprob},
+            ],
+        }
+        for token in ANSWERS.tokens[0]
+    ]
+    return {"choices": [{"logprobs": {"content": [first | changes, *rest]}}]}
+
+
+def _asked(folder: Path, task: canary.Task, answer: str | bytes, status: int = 200) -> tuple[Answers, list[Any]]:
+    """What `ask` makes of an engine that answers this to everything, and the bodies that it sent."""
+    bodies: list[Any] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        body = answer.encode() if isinstance(answer, str) else answer
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    async def run() -> Answers:
+        app = web.Application()
+        app.router.add_post("/v1/{path:.*}", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            await web.UnixSite(runner, str(folder / "s")).start()
+            return await canary.ask(folder / "s", "m", task, 5)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run()), bodies
+
+
+def test_every_request_is_computed_anew(tmp_path: Path) -> None:
+    """Greedy, and with a salt of its own, so that nothing comes out of the prefix cache."""
+    found, generated = _asked(tmp_path, "generate", json.dumps(_generated()))
+    assert found.tokens == (ANSWERS.tokens[0],) * len(PROMPTS)
+    assert [body["messages"][0]["content"] for body in generated] == list(PROMPTS)
+    assert all(body["temperature"] == 0 for body in generated)
+    found, embedded = _asked(tmp_path, "embed", json.dumps({"data": [{"embedding": VECTOR}]}))
+    assert found.embedding == VECTOR
+    salts = [body["cache_salt"] for body in generated + embedded]
+    assert len(set(salts)) == len(PROMPTS) + 1
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("generate", ""),
+        ("generate", "null"),
+        ("generate", "[]"),
+        ("generate", b"\xff"),
+        ("generate", "[" * 100_000),
+        ("generate", '{"choices": []}'),
+        ("generate", '{"choices": [{"logprobs": null}]}'),
+        ("generate", json.dumps(_generated(logprob=None))),
+        ("generate", json.dumps(_generated(logprob=math.nan))),
+        ("generate", json.dumps(_generated(logprob=-math.inf))),
+        ("generate", json.dumps(_generated(logprob=10**400))),
+        ("generate", json.dumps(_generated(token="!"))),
+        ("generate", json.dumps(_generated(token=None))),
+        ("embed", '{"data": []}'),
+        ("embed", '{"data": [{"embedding": "AAAA"}]}'),
+        ("embed", '{"data": [{"embedding": [NaN]}]}'),
+        ("embed", '{"data": [{"embedding": [true]}]}'),
+        ("embed", json.dumps({"data": [{"embedding": [10**400]}]})),
+    ],
+)
+def test_only_a_failed_canary_comes_of_a_malformed_answer(tmp_path: Path, task: canary.Task, answer: str) -> None:
+    with pytest.raises(CanaryFailed):
+        _asked(tmp_path, task, answer)
+
+
+def test_an_error_with_a_good_body_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CanaryFailed, match="500"):
+        _asked(tmp_path, "generate", json.dumps(_generated()), status=500)
 
 
 def _damaged(source: Path, target: Path, tensor: str) -> Path:
