@@ -22,7 +22,7 @@ from benchmarks.load import Arm, Sample, Shape
 from deploy.demo.processes import ROOT, backend
 
 MODEL = "demo/llama-awq"
-SOCKET = ROOT / "var" / "run" / "demo-llama-awq.sock"
+SOCKET = ROOT / "var" / "run" / "demo-llama-awq" / "engine.sock"
 _TICK = os.sysconf("SC_CLK_TCK")
 
 

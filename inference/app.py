@@ -246,6 +246,8 @@ def serve(config: Config) -> bool:
         assembly.no_core_dumps()
         if not config.engines.python.exists():
             raise StepFailed(f"engines.python: {config.engines.python} is not there; `make engine-env` installs it")
+        assembly.runtime_directory(config)
+        assembly.probe_sandbox(config)
         backend = Backend(config)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(backend.run())

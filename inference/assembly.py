@@ -4,6 +4,7 @@ import ctypes
 import datetime
 import resource
 import ssl
+import subprocess
 from pathlib import Path
 
 from attestation.devices import Devices
@@ -14,7 +15,7 @@ from inference.engine.canary import CanaryFailed, Golden, check
 from inference.engine.fleet import Fleet
 from inference.engine.hub import HubError, resolve
 from inference.engine.placement import PlacementError, memory_of, plan
-from inference.engine.process import EngineSpec
+from inference.engine.process import LAUNCHER, EngineSpec
 from inference.engine.shapes import ShapeError, read
 from inference.engine.supervisor import Canary, Gate, Supervisor, Timing
 from inference.engine.weights import Manifest, WeightsError, lock
@@ -33,7 +34,8 @@ _PR_SET_DUMPABLE = 4
 def socket_path(config: Config, model: Model) -> Path:
     """Where the model's engine listens."""
     name = "".join(c if c.isalnum() else "-" for c in model.id)
-    return config.engines.runtime_directory.absolute() / f"{name}.sock"
+    # A directory of its own: an engine does not see the others' sockets.
+    return config.engines.runtime_directory.absolute() / name / "engine.sock"
 
 
 def folder(config: Config, model: Model) -> Path:
@@ -103,14 +105,47 @@ def _engine_spec(
         task=model.task,
         python=engines.python.absolute(),
         socket=path,
-        log=path.with_suffix(".log"),
+        log=path.parent.with_suffix(".log"),
         arguments=(*settings.arguments, *model.arguments),
         placement=placement,
         environment=settings.environment,
         tool_parser=model.tool_parser,
         device=engines.device,
-        private_network=engines.sandbox == "full",
+        sandbox=engines.sandbox == "full",
+        user=engines.first_user + config.models.index(model),
+        devices=_gpu_devices(engines.gpu_index) if engines.device == "cuda" else (),
     )
+
+
+def _gpu_devices(index: int) -> tuple[Path, ...]:
+    """What CUDA opens for one GPU; only those that are there."""
+    names = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", f"nvidia{index}"]
+    capabilities = sorted(Path("/dev/nvidia-caps").glob("nvidia-cap*"))
+    return tuple(path for path in (*(Path("/dev", name) for name in names), *capabilities) if path.exists())
+
+
+def runtime_directory(config: Config) -> None:
+    """Makes the folder of sockets and logs, for this user only."""
+    folder = config.engines.runtime_directory
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StepFailed(f"engines.runtime_directory: {folder}: {error.strerror}") from error
+
+
+def probe_sandbox(config: Config) -> None:
+    """Tries the sandbox, so that a kernel that refuses it is known before anything else. Raises `StepFailed`."""
+    if config.engines.sandbox == "none":
+        return
+    command = [str(config.engines.python), "-P", str(LAUNCHER), "--probe"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env={}, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StepFailed(f"{config.engines.python} cannot be run: {error}") from error
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        raise StepFailed(f'{said[-1]} Or set engines.sandbox = "none", which the evidence shows')
 
 
 def placements(config: Config, folders: dict[str, Path]) -> dict[str, tuple[str, ...]]:

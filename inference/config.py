@@ -112,6 +112,9 @@ class Engines(_Section):
     plan_length: int = Field(default=4096, ge=1)
     """Tokens per sequence that the plan counts with."""
     gpu_index: int = Field(default=0, ge=0)
+    """Which of the machine's GPUs the engines get."""
+    first_user: int = Field(default=64_000, ge=1000, le=65_000)
+    """Where the backend is root, the number of the first model's user and group; the next model has the next."""
     canary: Literal["required", "off"]
     """"required": before an engine takes traffic, and every `canary_seconds` when it is idle, its answers are compared
     with golden ones (`cloister models canary`)."""

@@ -96,7 +96,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBackend
             policy_path=policy_path,
             config_path=config_path,
             log_path=log_path,
-            sockets={name: folder / "run" / f"{name.replace('/', '-')}.sock" for name in ids},
+            sockets={name: folder / "run" / name.replace("/", "-") / "engine.sock" for name in ids},
             process=process,
             wire=Wire(port),
         )

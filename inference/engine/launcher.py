@@ -2,15 +2,19 @@
 
 A script for the engines' Python, and the only file of the project that imports vllm:
 
-    <engine python> -P launcher.py --lifeline FD --home DIR --socket PATH [--private-network] -- <`vllm serve`'s>
+    <engine python> -P launcher.py --lifeline FD --home DIR --socket PATH [--sandbox ...] -- <`vllm serve`'s>
+    <engine python> -P launcher.py --probe
 
-It is two processes. The guard, which `main` becomes, imports nothing but the standard library, starts the server, and
+It is three processes. The guard, which `main` becomes, imports nothing but the standard library, starts the server, and
 waits for whichever comes first:
   1. the server ends,
   2. the lifeline, a pipe whose other end the backend holds, closes: the backend stopped the engine, or died,
   3. SIGTERM: the guard passes it on, and waits for 1 or 2.
 Then it kills everything that descends from it and leaves with the server's status. Nothing escapes: the guard is a
 "subreaper", so every orphan among its descendants, whatever session it is in, becomes its child.
+
+The second takes its place in the sandbox (sandbox.py) and waits for the third, which is process 1 there and becomes
+vLLM's server; without a sandbox the second does. `--probe` tries the sandbox and starts nothing.
 
 If the guard itself is killed, each process below dies with its parent (PR_SET_PDEATHSIG). vLLM's further processes are
 started by multiprocessing's "spawn", which imports the main script, this file, before anything else: that is where they
@@ -20,30 +24,26 @@ ask for it.
 import argparse
 import contextlib
 import ctypes
-import fcntl
+import importlib.util
 import os
 import resource
 import select
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
+import types
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-_SIOCGIFFLAGS = 0x8913
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 0x1
 _TRACKER_SECONDS = 3.0
 """How long multiprocessing's resource trackers may take to remove shared memory that the killed processes left."""
+NO_SANDBOX = 78
+"""The exit status where the kernel refuses the sandbox (sysexits.h, EX_CONFIG)."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -59,6 +59,8 @@ def harden() -> None:
 def die_with_parent() -> None:
     """Asks the kernel for SIGKILL when the parent dies, and dies at once if that has happened already."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getpid() == 1:
+        return  # Of a sandbox; its parent is outside, and `sandbox.enter` looks after it.
     # An orphan's new parent, the guard apart, is outside the engine's session. With the guard alive the orphan is its
     # to kill.
     try:
@@ -108,20 +110,31 @@ def guard(lifeline: int, home: Path, path: Path, server_command: list[str]) -> i
     return status
 
 
-def isolate_network() -> None:
-    """Moves this process into a network namespace with a loopback interface only. Raises `OSError` if it may not."""
-    user, group = os.getuid(), os.getgid()
-    if _libc.unshare(_CLONE_NEWNET) != 0:
-        # Without CAP_SYS_ADMIN it takes a user namespace of its own, where this user stays what it was.
-        if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWUSER | CLONE_NEWNET)")
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sH14x", b"lo", 0)
-        flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+def isolate(options: argparse.Namespace) -> None:
+    """Goes on in the sandbox, as another process. Raises the sandbox's `SandboxError`."""
+    sandbox = _sandbox()
+    here = Path(__file__).resolve()
+    seen = (*sandbox.interpreter(), here, here.with_name("sandbox.py"), *(options.read_only or ()))
+    sandbox.enter(
+        sandbox.Sandbox(
+            read_only=tuple(seen),
+            writable=(options.home, options.socket.parent),
+            devices=tuple(options.device or ()),
+            user=options.user,
+        )
+    )
+
+
+def _sandbox() -> types.ModuleType:
+    """The module beside this file: with `-P` its folder is not searched, and nothing else of it shall be."""
+    found = importlib.util.spec_from_file_location("cloister_sandbox", Path(__file__).with_name("sandbox.py"))
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    # Dataclasses look their module up.
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
+    return module
 
 
 def serve(arguments: list[str]) -> None:
@@ -207,7 +220,11 @@ def main() -> int:
     parser.add_argument("--lifeline", type=int)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--socket", type=Path)
-    parser.add_argument("--private-network", action="store_true")
+    parser.add_argument("--sandbox", action="store_true")
+    parser.add_argument("--read-only", type=Path, action="append")
+    parser.add_argument("--device", type=Path, action="append")
+    parser.add_argument("--user", type=int)
+    parser.add_argument("--probe", action="store_true")
     parser.add_argument("--serve", action="store_true")
     # What follows "--" is vLLM's.
     ours, theirs = sys.argv[1:], []
@@ -215,18 +232,20 @@ def main() -> int:
         place = ours.index("--")
         ours, theirs = ours[:place], ours[place + 1 :]
     options = parser.parse_args(ours)
-    if not options.serve:
-        network = ["--private-network"] if options.private_network else []
-        server = [sys.executable, "-P", os.path.abspath(__file__), "--serve", *network, "--", *theirs]
+    if not options.serve and not options.probe:
+        server = [sys.executable, "-P", os.path.abspath(__file__), "--serve", *ours, "--", *theirs]
         return guard(options.lifeline, options.home, options.socket, server)
     die_with_parent()
-    if options.private_network:
+    if options.sandbox or options.probe:
+        sandbox = _sandbox()
         try:
-            isolate_network()
-        except OSError as error:
+            if options.probe:
+                sandbox.probe()
+            isolate(options)
+        except sandbox.SandboxError as error:
             # Standard error is the engine's log.
-            sys.stderr.write(f"no private network: {error}. Is the creation of user namespaces forbidden?\n")
-            return 1
+            sys.stderr.write(f"no sandbox: {error}\n")
+            return NO_SANDBOX
     serve(theirs)
     return 0
 

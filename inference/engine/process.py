@@ -22,6 +22,8 @@ import aiohttp
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 POLL_SECONDS = 0.25
+NO_SANDBOX = 78
+"""The launcher's exit status where the kernel refuses the sandbox."""
 GUARD_SECONDS = 10.0
 """How long the launcher's guard may take to kill an engine; it needs a fraction of a second."""
 MAX_SOCKET_PATH = 107
@@ -54,8 +56,13 @@ class EngineSpec:
     """What the plan decided, as arguments: KV cache, lengths, sequences."""
     tool_parser: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    private_network: bool = True
-    """A network namespace with loopback only. Needs root, CAP_SYS_ADMIN or permission to create user namespaces."""
+    sandbox: bool = True
+    """Whether it sees only its model, its socket, its devices and loopback (sandbox.py). Needs root, or permission to
+    make user namespaces. The socket has to have a directory of its own."""
+    user: int | None = None
+    """What it becomes where the backend is root."""
+    devices: tuple[Path, ...] = ()
+    """Device nodes that the sandbox shows."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Added to the engine's environment. Never put a secret here."""
 
@@ -142,13 +149,13 @@ class Engine:
             _private_directory(spec.socket.parent)
             spec.socket.unlink(missing_ok=True)
             self._home = Path(tempfile.mkdtemp(prefix="cloister-engine-"))
+            isolation = self._isolation(self._home) if spec.sandbox else []
             log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
                 os.fchmod(log, 0o600)
-                network = ["--private-network"] if spec.private_network else []
                 self._process = await asyncio.create_subprocess_exec(
                     *(str(spec.python), "-P", str(LAUNCHER)),
-                    *("--lifeline", str(read_end), "--home", str(self._home), "--socket", str(spec.socket), *network),
+                    *("--lifeline", str(read_end), "--home", str(self._home), "--socket", str(spec.socket), *isolation),
                     *("--", *command(spec)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
@@ -178,6 +185,8 @@ class Engine:
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as session:
             while time.monotonic() < deadline:
                 if not self.alive:
+                    if self._process.returncode == NO_SANDBOX:
+                        raise EngineError(f"{self.spec.id}: no sandbox; {self.spec.log} says which step was refused")
                     raise EngineError(
                         f"{self.spec.id}: ended with status {self._process.returncode} while starting; "
                         f"the last lines of {self.spec.log} say why"
@@ -221,6 +230,18 @@ class Engine:
             finally:
                 self._clean_up()
 
+    def _isolation(self, home: Path) -> list[str]:
+        """The launcher's arguments for the sandbox; gives the engine's user what is its own."""
+        spec = self.spec
+        found = ["--sandbox", "--read-only", spec.model]
+        for device in spec.devices:
+            found += ["--device", str(device)]
+        if spec.user is not None and os.getuid() == 0:
+            found += ["--user", str(spec.user)]
+            for folder in (home, spec.socket.parent):
+                os.chown(folder, spec.user, spec.user)
+        return found
+
     def _close_lifeline(self) -> None:
         if self._lifeline is not None:
             os.close(self._lifeline)
@@ -238,7 +259,8 @@ def _private_directory(folder: Path) -> None:
     """Makes `folder` with mode 0700, or sees that it is one of ours."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.stat()
-    if about.st_uid != os.getuid():
+    # Root's, or an engine's user's from a start before.
+    if about.st_uid != os.getuid() and os.getuid() != 0:
         raise PermissionError(f"{folder} belongs to another user")
     if about.st_mode & 0o077:
         folder.chmod(0o700)

@@ -90,12 +90,24 @@ def for_engine(body: dict[str, Any], salt: str) -> bytes:
         return _for_engine(body, salt)
     except RecursionError:
         raise Refused(Refusal(400, "The body is nested too deeply.", "invalid_json")) from None
+    except ValueError:
+        # 1e999 is JSON, but reads as infinity, which JSON cannot write.
+        raise Refused(Refusal(400, "The body has a number beyond a double's range.", "invalid_json")) from None
 
 
 def _for_engine(body: dict[str, Any], salt: str) -> bytes:
     for name, reason in REFUSED.items():
         if body.get(name):
             raise Refused(Refusal(400, f'"{name}" is not taken here: {reason}.', "unsupported_field", name))
+    for place in _named_parts(body):
+        raise Refused(
+            Refusal(
+                400,
+                "\"uuid\" is not taken here: it names an entry in the engine's cache of all callers' media.",
+                "unsupported_field",
+                place,
+            )
+        )
     for name in _TEXTS:
         for place, address in _addresses(body.get(name), name):
             if not address.startswith("data:"):
@@ -111,7 +123,7 @@ def _for_engine(body: dict[str, Any], salt: str) -> bytes:
     changed = {**body, "cache_salt": salt}
     if body.get("store"):
         changed["store"] = False
-    return json.dumps(changed, separators=(",", ":")).encode()
+    return json.dumps(changed, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _addresses(value: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -127,6 +139,22 @@ def _addresses(value: Any, place: str) -> Iterator[tuple[str, str]]:
                 yield where, address if isinstance(address, str) else ""
             else:
                 yield from _addresses(item, where)
+
+
+def _named_parts(body: Mapping[str, Any]) -> Iterator[str]:
+    """Content parts with a `uuid`: vLLM 0.32 takes it as the key of its media cache, with or without the media."""
+    for name in ("messages", "input"):
+        stack = [(body.get(name), name)]
+        while stack:
+            value, place = stack.pop()
+            if isinstance(value, list):
+                stack += [(item, f"{place}[{i}]") for i, item in enumerate(value)]
+            elif isinstance(value, dict):
+                if value.get("uuid") is not None:
+                    yield f"{place}.uuid"
+                # Not into the arguments of a tool call, which are the client's own names.
+                if "content" in value:
+                    stack.append((value["content"], f"{place}.content"))
 
 
 def _no_constant(name: str) -> float:

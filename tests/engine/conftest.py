@@ -38,7 +38,7 @@ def spec(engine_python: Path, models: Path, tmp_path: Path) -> Callable[..., Eng
             "log": tmp_path / "llama.log",
             "placement": ("--kv-cache-memory-bytes", str(64 * 1024 * 1024), "--max-num-seqs", "64"),
             "tool_parser": "llama3_json",
-            "private_network": False,
+            "sandbox": False,
         }
         return EngineSpec(**{**fields, **changes})  # type: ignore[arg-type]
 

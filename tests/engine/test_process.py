@@ -130,7 +130,7 @@ def test_sigkill_of_the_backend_leaves_no_process(spec: Make, tmp_path: Path) ->
         "id": made.id,
         "model": made.model,
         "task": made.task,
-        "private_network": made.private_network,
+        "sandbox": made.sandbox,
         **{name: str(getattr(made, name)) for name in ("python", "socket", "log")},
     }
     homes = tmp_path / "homes"

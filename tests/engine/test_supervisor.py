@@ -61,7 +61,7 @@ class _One:
             python=Path(sys.executable),
             socket=self.socket,
             log=self.folder / "log",
-            private_network=False,
+            sandbox=False,
             environment={"SCRIPT": str(self.folder)},
         )
         self.supervisor = Supervisor(spec, self.canary, self.gate, timing)

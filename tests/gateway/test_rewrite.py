@@ -145,3 +145,21 @@ def test_a_body_that_is_nested_too_deeply_is_refused() -> None:
 
 def test_nothing_is_stored(admission: Admission) -> None:
     assert admit(admission, {**BODY, "store": True})["store"] is False
+
+
+def test_a_part_cannot_name_an_entry_of_the_media_cache(admission: Admission) -> None:
+    data = {"url": "data:image/png;base64,iVBORw0KGgo="}
+    for more in ({"image_url": data}, {}):
+        part = {"type": "image_url", "uuid": "u", **more}
+        with pytest.raises(Refused) as refused:
+            admit(admission, {**BODY, "messages": [{"role": "user", "content": [part]}]})
+        assert refused.value.refusal.param == "messages[0].content[0].uuid"
+    call = {"type": "tool_use", "id": "1", "name": "f", "input": {"uuid": "the client's own name"}}
+    admit(admission, {**BODY, "messages": [{"role": "assistant", "content": [call]}]})
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999"])
+def test_a_number_that_reads_as_infinity_is_refused(admission: Admission, number: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        admit(admission, json.dumps(BODY).encode()[:-1] + b',"temperature":' + number + b"}")
+    assert refused.value.refusal.code == "invalid_json"

@@ -52,8 +52,10 @@ class _Two:
             if model.encode() in line and any(part.startswith(bytes(self.runtime)) for part in line)
         }
         guard = next(pid for pid, line in ours.items() if b"--lifeline" in line)
-        server = next(pid for pid, line in ours.items() if b"--serve" in line)
-        core = next(pid for pid in lines if _name(pid).startswith("VLLM::EngineCor") and _parent(pid) == server)
+        # Two have this command line: the one outside the sandbox waits for the one inside, which has the core.
+        servers = {pid for pid, line in ours.items() if b"--serve" in line}
+        core = next(pid for pid in lines if _name(pid).startswith("VLLM::EngineCor") and _parent(pid) in servers)
+        server = _parent(core)
         return {"guard": guard, "server": server, "core": core}
 
 
