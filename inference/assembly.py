@@ -224,5 +224,10 @@ def _canary(config: Config, model: Model, manifest: Manifest) -> Canary | None:
             f"{model.id}: {error}. `cloister models canary` makes the golden answers; make them where you trust the "
             'weights and the machine, or set engines.canary = "off"'
         ) from error
+    if golden.device != config.engines.device:
+        raise StepFailed(
+            f"{model.id}: {path} was made on {golden.device}, and the engines run on {config.engines.device}: make the "
+            "golden answers there"
+        )
     socket = socket_path(config, model)
     return lambda: check(socket, model.id, golden, CANARY_SECONDS)

@@ -51,7 +51,8 @@ def _show_verified(evidence: VerifiedEvidence) -> None:
     print(f"  CPU evidence      {evidence.provider}  (simulated: shows the steps, proves nothing about hardware)")
     print(f"  document          SHA-256 {evidence.document_sha256.hex()}")
     print(f"  bound to          a nonce made here, {len(claims.key_configurations)} bytes of keys, the claims below")
-    print(f"  configuration     SHA-256 {claims.configuration_sha256.hex()}, padding {claims.padding}, sandbox {claims.sandbox}")
+    print(f"  configuration     SHA-256 {claims.configuration_sha256.hex()}")
+    print(f"  padding, sandbox  {claims.padding}, {claims.sandbox}")
     for model in claims.models:
         print(f"  model             {model.id} ({model.task}), weights {model.weights_root.hex()[:32]}...")
 

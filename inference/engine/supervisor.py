@@ -138,11 +138,12 @@ class Supervisor:
             return True
         try:
             await self._canary()
-        except CanaryFailed as failed:
+        except Exception as failed:
+            # Whatever it was, the engine has not shown that it answers rightly.
             self.state = State.FAILED
-            self.reason = str(failed)
+            self.reason = str(failed) if isinstance(failed, CanaryFailed) else type(failed).__name__
             self._gate.shut(self.spec.id)
-            _log.critical("%s is taken out of service: %s", self.spec.id, failed)
+            _log.critical("%s is taken out of service: %s", self.spec.id, self.reason)
             await self._engine.stop(grace=0)
             return False
         return True
