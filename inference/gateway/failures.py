@@ -108,6 +108,20 @@ class Refusal:
         return b"data: " + self.body() + b"\n\n"
 
 
+def of_engine(body: bytes) -> bytes:
+    """An engine's 400 with OpenAI's code for a prompt beyond the context; any other as it is."""
+    try:
+        document = json.loads(body)
+        error = document["error"]
+        # vLLM's own code is the number 400; the parameter tells which error it is.
+        if error["param"] not in ("input_tokens", "input_text"):
+            return body
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return body
+    error["code"] = "context_length_exceeded"
+    return json.dumps(document).encode()
+
+
 class Refused(Exception):
     """Carries a refusal. A new object each time: a traceback keeps its frames, and so a request's content, alive."""
 

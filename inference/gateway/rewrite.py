@@ -131,7 +131,7 @@ def _addresses(value: Any, place: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, list):
         for i, item in enumerate(value):
             yield from _addresses(item, f"{place}[{i}]")
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and value.get("type") != "tool_use":  # Its input is the tool's, whatever it is called.
         for name, item in value.items():
             where = f"{place}.{name}"
             if name in _MEDIA or (name == "source" and isinstance(item, dict) and item.get("type") == "url"):

@@ -7,6 +7,7 @@ way leaves together.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -122,6 +123,8 @@ class SealedService:
                 await _stream(answer, exchange, send)
             else:
                 body = await _read_whole(answer)
+                if answer.status == HTTPStatus.BAD_REQUEST:
+                    body = failures.of_engine(body)
                 await _whole(send, exchange.answer(answer.status, answer.fields, body))
         finally:
             self._engines.done(call, answer)

@@ -119,6 +119,7 @@ def test_data_urls_are_passed_on(admission: Admission) -> None:
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
         {"type": "text", "text": "see https://example.org/a.png"},
+        {"type": "tool_use", "id": "1", "name": "f", "input": {"image_url": "https://example.org/a.png"}},
     ]
     body = {**BODY, "messages": [{"role": "user", "content": content}]}
     assert admit(admission, body)["messages"] == body["messages"]

@@ -165,7 +165,8 @@ def test_a_client_that_goes_away_aborts_its_generation_within_a_second(backend: 
 def test_a_context_that_is_too_long_gets_openais_error(backend: RunningBackend) -> None:
     answer = sealed_chat(backend.wire, chat(backend.llama, "word " * 5000), fields=bearer(backend))
     assert answer.status == 400
-    assert answer.json()["error"]["message"]
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert "context length" in answer.json()["error"]["message"]
 
 
 def test_completions_responses_and_messages_have_their_routes(backend: RunningBackend) -> None:
