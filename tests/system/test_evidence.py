@@ -63,7 +63,7 @@ def test_another_clients_document_is_refused(backend: RunningBackend) -> None:
 
 
 def test_no_canary_of_ours_reached_the_backends_log_or_an_engines(backend: RunningBackend) -> None:
-    logs = [backend.log_path, *(path.with_suffix(".log") for path in backend.sockets.values())]
+    logs = [backend.log_path, *(path.parent.with_suffix(".log") for path in backend.sockets.values())]
     for log in logs:
         text = log.read_text()
         assert text
