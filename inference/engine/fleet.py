@@ -47,9 +47,12 @@ class Fleet:
                 raise error
 
     async def check(self) -> None:
-        """Runs every canary, one after another: what they compare is computed alone. Failed models are closed."""
-        for supervisor in self._supervisors:
-            await supervisor.check()
+        """Runs every canary; failed models are closed. One after another where the starts are."""
+        if self._one_by_one:
+            for supervisor in self._supervisors:
+                await supervisor.check()
+        else:
+            await asyncio.gather(*(supervisor.check() for supervisor in self._supervisors))
 
     async def watch(self) -> None:
         """Keeps the engines live. Returns when no model is left."""
