@@ -190,7 +190,8 @@ def _name(pid: int) -> str:
         return "ended"
     if b"resource_tracker" in line:
         return "tracker"  # Cleans shared memory up, serves nothing.
-    return "guard" if b"--lifeline" in line else "API server" if b"--serve" in line else name
+    # The server's command line repeats the guard's arguments.
+    return "API server" if b"--serve" in line else "guard" if b"--lifeline" in line else name
 
 
 async def _kill(session: aiohttp.ClientSession, url: str, gateway: int, run: Run, options: argparse.Namespace) -> None:

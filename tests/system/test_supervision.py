@@ -51,7 +51,7 @@ class _Two:
             for pid, line in lines.items()
             if model.encode() in line and any(part.startswith(bytes(self.runtime)) for part in line)
         }
-        guard = next(pid for pid, line in ours.items() if b"--lifeline" in line)
+        guard = next(pid for pid, line in ours.items() if b"--serve" not in line)
         # Two have this command line: the one outside the sandbox waits for the one inside, which has the core.
         servers = {pid for pid, line in ours.items() if b"--serve" in line}
         core = next(pid for pid in lines if _name(pid).startswith("VLLM::EngineCor") and _parent(pid) in servers)
