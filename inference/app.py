@@ -190,9 +190,7 @@ class Backend:
         for model in self._config.models:
             try:
                 shown = Shown(model.id, self.lifecycle)
-                storage = await asyncio.to_thread(
-                    check, self._folders[model.id], self._manifests[model.id], shown.progress
-                )
+                storage = await asyncio.to_thread(check, self._folders[model.id], self._manifests[model.id], shown)
                 (_log.info if storage.protected else _log.warning)("%s: %s", model.id, storage.says())
             except WeightsError as error:
                 raise StepFailed(

@@ -18,12 +18,10 @@ from inference.engine.placement import PlacementError, memory_of, plan
 from inference.engine.process import LAUNCHER, EngineSpec
 from inference.engine.shapes import ShapeError, read
 from inference.engine.supervisor import Canary, Gate, Supervisor, Timing
-from inference.engine.weights import Manifest, WeightsError, lock
+from inference.engine.weights import CANARY, Manifest, WeightsError, lock
 from inference.gateway import tls
 from inference.lifecycle import StepFailed
 
-CANARY_NAME = "cloister-canary.json"
-"""Beside the manifest."""
 CANARY_SECONDS = 120.0
 """For one request of the canary."""
 _CPU_SEQUENCES = 64
@@ -210,7 +208,7 @@ def fleet(
 
 def canary_path(model: Model) -> Path:
     """Where a model's golden answers are: beside its manifest, or in its folder."""
-    return (model.manifest.parent if model.manifest is not None else Path(model.source)) / CANARY_NAME
+    return (model.manifest.parent if model.manifest is not None else Path(model.source)) / CANARY
 
 
 def _canary(config: Config, model: Model, manifest: Manifest) -> Canary | None:

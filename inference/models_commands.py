@@ -22,17 +22,14 @@ def models() -> None:
 def lock(folder: Path, out: Path | None, repository: str | None, revision: str | None) -> None:
     """Write a manifest of FOLDER's files and print its root, which evidence shows."""
     from inference.engine import weights
+    from inference.engine.weights_progress import ProgressLine
 
     if (repository is None) != (revision is None):
         raise click.UsageError("--repository and --revision go together")
     try:
         source = weights.Source(repository, revision) if repository is not None and revision is not None else None
-        with click.progressbar(length=1000, label="hashing", file=click.get_text_stream("stderr")) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.update(round(1000 * done / max(total, 1)) - bar.pos)
-
-            manifest = weights.lock(folder, source, progress=progress)
+        progress = ProgressLine("hashing", lambda line: click.echo(line, err=True))
+        manifest = weights.lock(folder, source, progress=progress)
         manifest.save(out or folder / weights.NAME)
     except (weights.WeightsError, OSError) as error:
         raise click.ClickException(str(error)) from error

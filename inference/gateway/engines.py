@@ -228,10 +228,6 @@ class Engines:
     def shut(self, name: str) -> None:
         """No request goes to the model's engine any more, and those that it has are cut: their clients are told."""
         self._open.discard(name)
-        self.cut(name)
-
-    def cut(self, name: str) -> None:
-        """Ends the model's requests in progress as if the engine had gone away."""
         for answer in (*self._busy[name], *self._idle[name]):
             answer.abort()
         self._idle[name].clear()
