@@ -213,6 +213,7 @@ def document_facts(verified: VerifiedEvidence) -> dict[str, object]:
         "gateway_path": claims.gateway_path,
         "key_configurations": strict.base64_text(claims.key_configurations),
         "keys_expire_at": claims.keys_expire_at,
+        "receipt_key": claims.receipt_key.hex(),
         "tls_spki_sha256": claims.tls_spki_sha256 and claims.tls_spki_sha256.hex(),
         "models": [
             {"id": m.id, "task": m.task, "aliases": list(m.aliases), "weights_root": m.weights_root.hex()}

@@ -27,6 +27,7 @@ _CLAIMS = frozenset(
         "keys_expire_at",
         "models",
         "padding",
+        "receipt_key",
         "replica",
         "sandbox",
         "software_version",
@@ -59,6 +60,8 @@ class Claims:
     """The channel's keys: `application/ohttp-keys`, RFC 9458 section 3. Opaque here."""
     ehbp_key_configuration: bytes | None
     """The key of the second protocol; None where it is not offered."""
+    receipt_key: bytes
+    """Ed25519 public key of the receipts, 32 bytes (RFC 8032). Opaque here."""
     gateway_path: str
     replica: str
     tls_spki_sha256: bytes | None
@@ -83,6 +86,7 @@ class Claims:
                 "ehbp_key_configuration": None
                 if self.ehbp_key_configuration is None
                 else strict.base64_text(self.ehbp_key_configuration),
+                "receipt_key": self.receipt_key.hex(),
                 "gateway_path": self.gateway_path,
                 "replica": self.replica,
                 "tls_spki_sha256": None if self.tls_spki_sha256 is None else self.tls_spki_sha256.hex(),
@@ -132,6 +136,7 @@ class Claims:
         return cls(
             key_configurations=key_configurations,
             ehbp_key_configuration=ehbp,
+            receipt_key=fields.digest("receipt_key"),
             gateway_path=path,
             replica=fields.text("replica", limits.text),
             tls_spki_sha256=None if fields.raw("tls_spki_sha256") is None else fields.digest("tls_spki_sha256"),

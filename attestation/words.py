@@ -123,6 +123,7 @@ def _document(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
         printer.line("model", f"{model.id}{also}, {model.task}, weights {model.weights_root.hex()}")
     printer.line("configuration", claims.configuration_sha256.hex())
     printer.line("TLS key", "none" if claims.tls_spki_sha256 is None else claims.tls_spki_sha256.hex())
+    printer.line("key of receipts", claims.receipt_key.hex())
     printer.line("padding, sandbox", f"{claims.padding}, {claims.sandbox}")
     printer.line("software", claims.software_version)
     printer.line("GPUs' CC mode", claims.cc_mode)

@@ -59,6 +59,7 @@ def _claims() -> Claims:
     return Claims(
         key_configurations=bytes(1300),
         ehbp_key_configuration=bytes(41),
+        receipt_key=bytes(32),
         gateway_path="/.well-known/ohttp-gateway/bench",
         replica="bench",
         tls_spki_sha256=None,

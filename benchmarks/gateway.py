@@ -29,6 +29,8 @@ from inference.gateway.admission import Admission
 from inference.gateway.app import create_gateway
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService
+from inference.gateway.ledger import ledger
+from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step
@@ -77,7 +79,8 @@ def _gateway(path: str, port: int) -> None:
         pool = Engines({model.id: Path(path) for model in config.models})
         for model in config.models:
             pool.open(model.id)
-        sealed = SealedService(keys, admission, pool, max_requests=10_000, request_seconds=60)
+        notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
+        sealed = SealedService(keys, admission, pool, notary, ledger(None), max_requests=10_000, request_seconds=60)
         app = create_gateway(
             replica="bench",
             padding=config.channel.padding,

@@ -28,10 +28,13 @@ from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService, EvidenceUnavailable
+from inference.gateway.ledger import ledger
 from inference.gateway.logs import names_only
+from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step, StepFailed
+from inference.metering import Records
 from inference.progress import Shown
 from inference.server import Server, listen
 
@@ -51,6 +54,9 @@ class Backend:
         self._manifests = {model.id: assembly.manifest(model, self._folders[model.id]) for model in config.models}
         self._pool = Engines({model.id: assembly.socket_path(config, model) for model in config.models})
         self._keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
+        self._notary = Notary({name: manifest.root for name, manifest in self._manifests.items()}, time.time)
+        metering = config.metering
+        self._records = Records(metering.records, metering.token_bucket) if metering.records is not None else None
         self._tls, self._spki = assembly.tls_context(config)
         self._devices = assembly.devices(config)
         self._fleet = assembly.fleet(config, self._folders, self._manifests, self._devices, self._pool)
@@ -79,6 +85,8 @@ class Backend:
                 self._keys,
                 admission,
                 self._pool,
+                self._notary,
+                ledger(self._records),
                 max_requests=config.server.max_requests,
                 request_seconds=config.server.request_seconds,
             ),
@@ -101,6 +109,8 @@ class Backend:
             await asyncio.gather(starting, rotating, refreshing, return_exceptions=True)
             self._pool.close()
             await self._fleet.stop()
+            if self._records is not None:
+                self._records.close()
         return self.lifecycle.step is not Step.FAILED
 
     def _drain(self) -> None:
@@ -219,6 +229,7 @@ class Backend:
         return Claims(
             key_configurations=keyconfig.encode_list(self._keys.configurations),
             ehbp_key_configuration=self._keys.ehbp_configuration.encode(),
+            receipt_key=self._notary.public_key,
             gateway_path=f"{GATEWAY_PATH}/{config.server.replica}",
             replica=config.server.replica,
             tls_spki_sha256=self._spki,

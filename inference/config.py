@@ -126,6 +126,15 @@ class Engines(_Section):
     """Between two canary runs of an engine, the later ones only while it is idle."""
 
 
+class Metering(_Section):
+    """What is kept of each request, for bills."""
+
+    records: Path | None = None
+    """Appended to: a JSON line for each request that an engine was asked. Without it nothing is kept."""
+    token_bucket: int = Field(default=16, ge=1)
+    """Tokens are rounded up to a multiple of this: an exact length tells about what was said."""
+
+
 class Model(_Section):
     """One model, one engine."""
 
@@ -161,6 +170,7 @@ class Config(_Section):
     channel: Channel
     evidence: Evidence
     engines: Engines
+    metering: Metering = Metering()
     models: tuple[Model, ...] = Field(min_length=1)
     sha256: bytes = Field(exclude=True)
 

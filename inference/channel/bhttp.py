@@ -88,12 +88,11 @@ def _lines(fields: Fields) -> bytes:
     return b"".join(_with_length(name) + _with_length(value) for name, value in fields)
 
 
-def encode(head: Head, content: bytes = b"", *, pad_to: int = 1) -> bytes:
+def encode(head: Head, content: bytes = b"", trailers: Fields = (), *, pad_to: int = 1) -> bytes:
     """A whole message in the known-length form, padded with zero bytes to a multiple of `pad_to`."""
     framing = _KNOWN_RESPONSE if isinstance(head, ResponseHead) else _KNOWN_REQUEST
-    message = b"".join(
-        (bytes((framing,)), _control(head), _with_length(_lines(head.fields)), _with_length(content), b"\x00")
-    )
+    sections = (_lines(head.fields), content, _lines(trailers))
+    message = bytes((framing,)) + _control(head) + b"".join(map(_with_length, sections))
     return message + bytes(-len(message) % pad_to)
 
 

@@ -4,7 +4,9 @@
 answer it, in one piece (`answer`) or as a stream (`begin`, `data`, `end`).
 """
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -17,6 +19,9 @@ from inference.channel.padding import EventPadder, Padding, bucket, pad_json
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Headers of the outer HTTP response."""
+
+Closing = Callable[[bytes], Fields]
+"""Gives an answer's trailers, from the SHA-256 of its content."""
 
 _PIECE = 16_384
 """Plaintext bytes per chunk of a whole answer: what every receiver of chunked OHTTP takes."""
@@ -70,12 +75,19 @@ class Exchange(ABC):
     """Answers one opened request. `enc` names it for the replay check."""
 
     can_stream: bool
+    has_trailers: bool
+    """Whether the protocol carries trailers; where it does not, `closing` is not called."""
     enc: bytes
+    message: bytes
+    """The opened request as it was sealed."""
+    key_configuration: bytes
+    """What the request was sealed to (RFC 9458, 3)."""
 
     def __init__(self, padding: Padding) -> None:
         self._padding = padding
         self._state = _State.OPENED
         self._events: EventPadder | None = None
+        self._content = hashlib.sha256()
 
     @property
     def untouched(self) -> bool:
@@ -86,10 +98,13 @@ class Exchange(ABC):
     def request(self) -> InnerRequest:
         """The opened request. Raises `MalformedMessage`, to be answered inside the seal."""
 
-    def answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]:
+    def answer(
+        self, status: int, fields: Fields, body: bytes, closing: Closing | None = None
+    ) -> tuple[OuterHead, bytes]:
         """A whole answer, padded to a bucket. Ends the exchange."""
         self._step(_Step.ANSWER)
-        return self._answer(status, fields, body)
+        self._content.update(body)
+        return self._answer(status, fields, body, self._trailers(closing))
 
     def begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]:
         """The start of a streamed answer: outer head and first bytes."""
@@ -107,13 +122,20 @@ class Exchange(ABC):
             self._step(_Step.DATA)
         if self._events is not None:
             data = self._events.feed(data)
-        return self._seal(data) if data else b""
+        if not data:
+            return b""
+        self._content.update(data)
+        return self._seal(data)
 
-    def end(self) -> bytes:
+    def end(self, closing: Closing | None = None) -> bytes:
         """The authenticated end. A stream left without it reads as cut. Ends the exchange."""
         self._step(_Step.END)
         rest = self._events.finish() if self._events is not None else b""
-        return (self._seal(rest) if rest else b"") + self._end()
+        self._content.update(rest)
+        return (self._seal(rest) if rest else b"") + self._end(self._trailers(closing))
+
+    def _trailers(self, closing: Closing | None) -> Fields:
+        return closing(self._content.digest()) if closing is not None and self.has_trailers else ()
 
     def _step(self, step: _Step) -> None:
         try:
@@ -123,13 +145,13 @@ class Exchange(ABC):
             raise ExchangeMisuse(f"{step.name} is out of order") from None
 
     @abstractmethod
-    def _answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]: ...
+    def _answer(self, status: int, fields: Fields, body: bytes, trailers: Fields) -> tuple[OuterHead, bytes]: ...
     @abstractmethod
     def _begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]: ...
     @abstractmethod
     def _seal(self, data: bytes) -> bytes: ...
     @abstractmethod
-    def _end(self) -> bytes: ...
+    def _end(self, trailers: Fields) -> bytes: ...
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._state.name})"
@@ -151,30 +173,37 @@ class OhttpOpening:
     def open(self) -> Exchange:
         """Raises `ChannelError`."""
         message, sealer = self._opener.finish()
-        return _OhttpExchange(self._media, message, sealer, self._opener.enc, self._padding, self._limits)
+        configuration = self._opener.configuration.encode()
+        return _OhttpExchange(
+            self._media, message, sealer, self._opener.enc, configuration, self._padding, self._limits
+        )
 
 
 class _OhttpExchange(Exchange):
+    has_trailers = True
+
     def __init__(
         self,
         media: ohttp.Media,
         message: bytes,
         sealer: ohttp.ResponseSealer,
         enc: bytes,
+        key_configuration: bytes,
         padding: Padding,
         limits: Limits,
     ) -> None:
         super().__init__(padding)
         self.enc = enc
+        self.message = message
+        self.key_configuration = key_configuration
         self.can_stream = media.chunked
         self._media = media
-        self._message = message
         self._sealer = sealer
         self._limits = limits
 
     def request(self) -> InnerRequest:
         decoder = bhttp.Decoder("request", self._limits)
-        events = decoder.feed(self._message) + decoder.finish()
+        events = decoder.feed(self.message) + decoder.finish()
         head = events[0] if events else None
         if not isinstance(head, RequestHead):
             raise MalformedMessage("the message has no head")
@@ -184,8 +213,8 @@ class _OhttpExchange(Exchange):
     def _head(self) -> OuterHead:
         return OuterHead(200, ((b"content-type", self._media.response.encode()), *_UNBUFFERED))
 
-    def _answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]:
-        message = bhttp.encode(ResponseHead(status, fields), body)
+    def _answer(self, status: int, fields: Fields, body: bytes, trailers: Fields) -> tuple[OuterHead, bytes]:
+        message = bhttp.encode(ResponseHead(status, fields), body, trailers)
         if self._padding is Padding.PAD:
             message += bytes(bucket(len(message)) - len(message))
         if not self._media.chunked:
@@ -204,8 +233,8 @@ class _OhttpExchange(Exchange):
         message = bhttp.encode_content(data)
         return b"".join(self._sealer.chunk(message[at : at + _PIECE]) for at in range(0, len(message), _PIECE))
 
-    def _end(self) -> bytes:
-        return self._sealer.chunk(bhttp.encode_end()) + self._sealer.final()
+    def _end(self, trailers: Fields) -> bytes:
+        return self._sealer.chunk(bhttp.encode_end(trailers)) + self._sealer.final()
 
 
 class EhbpOpening:
@@ -237,10 +266,13 @@ class EhbpOpening:
 
 class _EhbpExchange(Exchange):
     can_stream = True
+    has_trailers = False
+    key_configuration = b""
 
     def __init__(self, request: InnerRequest, sealer: ehbp.ResponseSealer, enc: bytes, padding: Padding) -> None:
         super().__init__(padding)
         self.enc = enc
+        self.message = request.body
         self._request = request
         self._sealer = sealer
 
@@ -251,7 +283,7 @@ class _EhbpExchange(Exchange):
         nonce = (ehbp.RESPONSE_HEADER.encode(), self._sealer.nonce.hex().encode())
         return OuterHead(status, (nonce, *fields, *_UNBUFFERED))
 
-    def _answer(self, status: int, fields: Fields, body: bytes) -> tuple[OuterHead, bytes]:
+    def _answer(self, status: int, fields: Fields, body: bytes, trailers: Fields) -> tuple[OuterHead, bytes]:
         is_json = (bhttp.field(fields, b"content-type") or b"").startswith(b"application/json")
         if self._padding is Padding.PAD and is_json:
             body = pad_json(body)
@@ -263,5 +295,5 @@ class _EhbpExchange(Exchange):
     def _seal(self, data: bytes) -> bytes:
         return self._sealer.frame(data)
 
-    def _end(self) -> bytes:
+    def _end(self, trailers: Fields) -> bytes:
         return b""

@@ -138,6 +138,7 @@ class RequestOpener:
         self._context: Context | None = None
         self._response: _ResponseKeys | None = None
         self._failed = False
+        self._configuration: KeyConfiguration | None = None
         self.enc = b""
 
     def feed(self, data: bytes) -> None:
@@ -178,11 +179,19 @@ class RequestOpener:
         self.enc = bytes(head[HEADER_LENGTH:end])
         context = hpke.setup_recipient(suite, key, self.enc, _info(self._media, header))
         self._context = context
+        self._configuration = configuration
         self._response = _ResponseKeys(self._media, suite, self.enc, context)
         self._body = _ChunkReader(context, self._limits) if self._media.chunked else bytearray()
         rest = bytes(head[end:])
         self._head = bytearray()
         return rest
+
+    @property
+    def configuration(self) -> KeyConfiguration:
+        """What the request was sealed to. Raises `TruncatedMessage` before that is known."""
+        if self._configuration is None:
+            raise TruncatedMessage("the request ends inside its header")
+        return self._configuration
 
     def finish(self) -> "tuple[bytes, ResponseSealer]":
         """(binary HTTP request, what seals its response). Raises `ChannelError`."""

@@ -34,6 +34,11 @@ class Answer:
         assert self._reader.head is not None
         return self._reader.head
 
+    @property
+    def receipt_token(self) -> bytes | None:
+        """The answer's receipt, checked; there once `next` gave nothing more."""
+        return self._reader.receipt_token if self._reader.ended else None
+
     async def open(self) -> None:
         """Reads up to the head. Raises `ResponseCut`, `ResponseForged`."""
         while self._reader.head is None:

@@ -11,7 +11,6 @@ import httpx2
 
 from attestation.policy import Policy
 from attestation.trust import TrustRoots
-from inference.channel.bhttp import ResponseHead
 from inference.client.answers import BUSY, is_sealed, refusal
 from inference.client.errors import (
     ClientError,
@@ -124,10 +123,12 @@ def opens(response: httpx2.Response) -> bool:
     return is_sealed(response.status_code, response.headers.get("content-type"))
 
 
-def answer(head: ResponseHead, stream: Any, request: httpx2.Request) -> httpx2.Response:
-    extensions = {"http_version": b"HTTP/1.1"}
+def answer(reader: ResponseReader, stream: Any, request: httpx2.Request) -> httpx2.Response:
+    """`extensions["cloister"]` is the `ResponseReader`, whose `receipt` is there once the content was read."""
+    assert reader.head is not None
+    extensions = {"http_version": b"HTTP/1.1", "cloister": reader}
     return httpx2.Response(
-        head.status, headers=list(head.fields), stream=stream, extensions=extensions, request=request
+        reader.head.status, headers=list(reader.head.fields), stream=stream, extensions=extensions, request=request
     )
 
 

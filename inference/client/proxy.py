@@ -24,6 +24,7 @@ from attestation.errors import AttestationError
 from attestation.policy import Policy
 from attestation.trust import TrustRoots
 from inference.channel.limits import DEFAULT_LIMITS
+from inference.channel.receipts import TRAILER
 from inference.client.answers import BUSY
 from inference.client.caller import Answer, Caller
 from inference.client.errors import (
@@ -244,6 +245,7 @@ class _Exchange:
             # Whole, so that a fault anywhere in it is an error and not half an answer.
             whole = await _whole(answer)
             fields.append((b"content-length", str(len(whole)).encode()))
+            fields.append((TRAILER, answer.receipt_token or b""))
             await self._start(head.status, fields)
             await self._send({"type": "http.response.body", "body": whole})
             return
@@ -251,7 +253,9 @@ class _Exchange:
         send = self._send_on
         while data := await answer.next():
             await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        # A comment, which every client of server-sent events passes over.
+        receipt = b": %b %b\n\n" % (TRAILER, answer.receipt_token or b"")
+        await send({"type": "http.response.body", "body": receipt})
 
     async def _start(self, status: int, fields: list[tuple[bytes, bytes]]) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": fields})

@@ -9,10 +9,11 @@ backend says that it does not know the key. The policy's maximum age is about th
 """
 
 import datetime
+import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from attestation.errors import AttestationError, PolicyError
@@ -21,12 +22,13 @@ from attestation.policy import Policy
 from attestation.trust import TrustRoots
 from attestation.verify import VerifiedEvidence, verify
 from inference.channel import bhttp, keyconfig, ohttp
-from inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead
+from inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead, Trailers
 from inference.channel.errors import ChannelError, TruncatedMessage
 from inference.channel.hpke import KemId
 from inference.channel.keyconfig import KeyConfiguration
 from inference.channel.limits import DEFAULT_LIMITS
 from inference.channel.padding import bucket
+from inference.channel.receipts import TRAILER, Receipt, digest
 from inference.client.errors import (
     ClientError,
     NotVerified,
@@ -183,6 +185,8 @@ class Session:
         if not _GATEWAY_PATH.fullmatch(self.gateway_path):
             raise NotVerified(f"{origin}: claims.gateway_path is not a path. Nothing was sent.")
         self._key = _pick(origin, evidence.claims.key_configurations, kem)
+        self._receipt_key = evidence.claims.receipt_key
+        self._weights = {model.id: model.weights_root for model in evidence.claims.models}
         self._authority = origin.authority
         self._from = usable_from
         self._until = min(usable_until, evidence.claims.keys_expire_at - EXPIRY_MARGIN_S)
@@ -219,7 +223,10 @@ class Session:
         last = max(0, len(message) - 1) // _PIECE * _PIECE
         pieces += [sealer.chunk(message[at : at + _PIECE]) for at in range(0, last, _PIECE)]
         pieces.append(sealer.final(message[last:]))
-        return b"".join(pieces), ResponseReader(sealer.response(_ANSWER_LIMITS))
+        expected = Expected(
+            digest(sealer.enc), digest(message), digest(self._key.encode()), self._receipt_key, self._weights
+        )
+        return b"".join(pieces), ResponseReader(sealer.response(_ANSWER_LIMITS), expected)
 
     def __repr__(self) -> str:
         return f"Session({self._authority}, {self.kem}, {self.evidence!r})"
@@ -258,11 +265,49 @@ def _padded(length: int) -> int:
     return padded
 
 
+@dataclass(frozen=True, repr=False)
+class Expected:
+    """What the receipt of an answer has to say, and the key from the evidence that has to have signed it."""
+
+    enc: bytes
+    request: bytes
+    keys: bytes
+    signed_by: bytes
+    weights: Mapping[str, bytes]
+
+    def check(self, token: bytes | None, response: bytes, status: int) -> Receipt:
+        """Raises `ResponseForged`. `response`: SHA-256 of the content."""
+        if token is None:
+            raise _unreceipted("it has none")
+        try:
+            receipt = Receipt.verify(token, self.signed_by)
+        except ChannelError as error:
+            raise _unreceipted(str(error)) from error
+        spent = receipt.spent
+        for name, found, wanted in (
+            ("the encapsulated key", receipt.enc, self.enc),
+            ("the request", receipt.request, self.request),
+            ("the key configuration", receipt.keys, self.keys),
+            ("the answer's content", receipt.response, response),
+            ("the status", receipt.status, status),
+            ("the model's weights", spent and self.weights.get(spent.model, b""), spent and spent.weights),
+        ):
+            if found != wanted:
+                raise _unreceipted(f"{name} is another one there")
+        return receipt
+
+
 class ResponseReader:
     """Opens one answer: `feed()` its bytes as they come, then `finish()`. Only `finish()` tells that it is whole."""
 
-    def __init__(self, opener: ohttp.ResponseOpener) -> None:
+    def __init__(self, opener: ohttp.ResponseOpener, expected: Expected) -> None:
         self._opener = opener
+        self._expected = expected
+        self._hash = hashlib.sha256()
+        self.receipt_token: bytes | None = None
+        """The receipt as it was signed, for whoever wants to keep it."""
+        self.receipt: Receipt | None = None
+        """What it says, checked; there once `ended`."""
         self._decoder = bhttp.Decoder("response", _ANSWER_LIMITS)
         self.head: ResponseHead | None = None
         """Status and header, as soon as they are readable."""
@@ -287,16 +332,24 @@ class ResponseReader:
             raise cut() from error
         except ChannelError as error:
             raise _forged(error) from error
+        if self.head is None:
+            raise cut()
+        self.receipt = self._expected.check(self.receipt_token, self._hash.digest(), self.head.status)
         self.ended = True
         return content
 
     def _content(self, events: list[bhttp.Event]) -> bytes:
         if len(events) == 1 and isinstance(events[0], Content):
-            return events[0].data
-        for event in events:
-            if isinstance(event, ResponseHead):
-                self.head = event
-        return b"".join(event.data for event in events if isinstance(event, Content))
+            data = events[0].data
+        else:
+            for event in events:
+                if isinstance(event, ResponseHead):
+                    self.head = event
+                elif isinstance(event, Trailers):
+                    self.receipt_token = bhttp.field(event.fields, TRAILER)
+            data = b"".join(event.data for event in events if isinstance(event, Content))
+        self._hash.update(data)
+        return data
 
     def __repr__(self) -> str:
         return "ResponseReader(...)"
@@ -311,6 +364,13 @@ def _forged(error: ChannelError) -> ResponseForged:
     return ResponseForged(
         f"The answer is not what the verified backend sealed for this request ({error}). What it held was not used. "
         "Something between here and the backend changes traffic."
+    )
+
+
+def _unreceipted(why: str) -> ResponseForged:
+    return ResponseForged(
+        f"The answer's receipt is not what the verified backend has to sign for it: {why}. Do not rely on the answer, "
+        "and ask the backend's operator."
     )
 
 

@@ -94,7 +94,7 @@ class CloisterTransport(Transport, httpx2.BaseTransport):
                     first += reader.finish() if piece is None else reader.feed(piece)
             except httpx2.TransportError as error:
                 raise cut_by(error) from error
-            return answer(reader.head, _Stream(request, response, pieces, reader, first), request)
+            return answer(reader, _Stream(request, response, pieces, reader, first), request)
         except BaseException:
             response.close()
             raise
@@ -223,7 +223,7 @@ class AsyncCloisterTransport(Transport, httpx2.AsyncBaseTransport):
                     first += reader.finish() if piece is None else reader.feed(piece)
             except httpx2.TransportError as error:
                 raise cut_by(error) from error
-            return answer(reader.head, _AsyncStream(request, response, pieces, reader, first), request)
+            return answer(reader, _AsyncStream(request, response, pieces, reader, first), request)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await response.aclose()

@@ -38,6 +38,10 @@ class EngineCall:
     path: str
     body: bytes
     stream: bool
+    caller: str = "anyone"
+    """The name that records have for whoever asked."""
+    hide_usage: bool = False
+    """Whether the stream's event of usage is for us only."""
 
     def __repr__(self) -> str:
         return f"EngineCall({self.model.id}, {self.path})"
@@ -71,7 +75,9 @@ class Admission:
         if stream is not None and not isinstance(stream, bool):
             raise Refused(Refusal(400, '"stream" must be true or false.', param="stream"))
         domain = rewrite.domain_of(body, field(request.fields, rewrite.CACHE_DOMAIN_FIELD))
-        return EngineCall(model, path, rewrite.for_engine(body, self._salts.salt(key, domain)), bool(stream))
+        body, hide_usage = rewrite.ask_for_usage(body, path)
+        for_engine = rewrite.for_engine(body, self._salts.salt(key, domain))
+        return EngineCall(model, path, for_engine, bool(stream), _caller(key), hide_usage)
 
     def _authenticate(self, fields: Fields) -> bytes:
         """The caller's API key; empty where none is asked for. Raises `Refused`."""
@@ -116,6 +122,11 @@ class Admission:
 
     def _names(self) -> str:
         return ", ".join(item["id"] for item in self.model_list["data"])
+
+
+def _caller(key: bytes) -> str:
+    """A name that says which key, and not the key."""
+    return hashlib.sha256(key).hexdigest()[:12] if key else "anyone"
 
 
 def _model_list(models: tuple[Model, ...]) -> dict[str, Any]:

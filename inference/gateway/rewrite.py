@@ -34,6 +34,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Fields that no client may set, and why. null, false and empty values count as not set."""
 
+_USAGE_ON_REQUEST = frozenset({"/v1/chat/completions", "/v1/completions"})
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "file_url"})
 _TEXTS = ("messages", "input", "system", "instructions")
 
@@ -82,6 +83,26 @@ def domain_of(body: Mapping[str, Any], named: bytes | None) -> bytes:
     if len(named) > _DOMAIN_LIMIT:
         raise Refused(Refusal(400, f"A cache domain has at most {_DOMAIN_LIMIT} bytes.", param="prompt_cache_key"))
     return named
+
+
+def ask_for_usage(body: dict[str, Any], path: str) -> tuple[dict[str, Any], bool]:
+    """A stream's request with the count of its tokens asked for, and whether only we asked. The other APIs always tell.
+
+    What is no object stays, for the engine to refuse.
+    """
+    options = body.get("stream_options")
+    if (
+        path not in _USAGE_ON_REQUEST
+        or not body.get("stream")
+        or (options is not None and not isinstance(options, dict))
+    ):
+        return body, False
+    options = options or {}
+    if options.get("include_usage"):
+        return body, False
+    # Without it vLLM passes over this one too.
+    kept = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
+    return {**body, "stream_options": {**kept, "include_usage": True}}, True
 
 
 def for_engine(body: dict[str, Any], salt: str) -> bytes:

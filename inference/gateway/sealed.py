@@ -1,6 +1,6 @@
 """The hot path: a sealed request in, an engine's answer sealed as it comes. Plain ASGI, nothing in between.
 
-Per streamed chunk: one wake-up, one padding, one seal, one write. What the engine made while the last write was under
+Per streamed chunk: one padding, one seal, one write. What the engine made while the last write was under
 way leaves together.
 """
 
@@ -20,6 +20,9 @@ from inference.gateway.admission import Admission, EngineCall
 from inference.gateway.advance import advance
 from inference.gateway.engines import EngineAnswer, EngineCut, Engines, EngineUnavailable
 from inference.gateway.failures import Refusal, Refused
+from inference.gateway.ledger import Account, Ledger
+from inference.gateway.notary import Notary
+from inference.gateway.usage import Usage, of_whole
 from inference.keys import KeyRing, Replayed
 
 _log = logging.getLogger("cloister.gateway")
@@ -37,11 +40,21 @@ class SealedService:
     """Opens sealed requests, asks the engines, seals the answers."""
 
     def __init__(
-        self, keys: KeyRing, admission: Admission, engines: Engines, *, max_requests: int, request_seconds: float
+        self,
+        keys: KeyRing,
+        admission: Admission,
+        engines: Engines,
+        notary: Notary,
+        ledger: Ledger,
+        *,
+        max_requests: int,
+        request_seconds: float,
     ) -> None:
         self._keys = keys
         self._admission = admission
         self._engines = engines
+        self._notary = notary
+        self._ledger = ledger
         self._max_requests = max_requests
         self._request_seconds = request_seconds
         self.in_progress = 0
@@ -91,17 +104,17 @@ class SealedService:
         try:
             asked = self._ask(exchange)
             if isinstance(asked, bytes):
-                await _whole(send, exchange.answer(200, _JSON, asked))
+                await _whole(send, exchange.answer(200, _JSON, asked, self._notary.closing(exchange, 200)))
             else:
                 await self._forward(asked, exchange, send)
         except Refused as refused:
-            await _refuse(exchange, refused.refusal, send)
+            await self._refuse(exchange, refused.refusal, send)
         except Exception as error:
             # The type's name only: a message could quote content. An answer that has begun stays without its
             # authenticated end, so the client takes it as cut.
             _log.error("answering failed: %s", type(error).__name__)
             if exchange.untouched:
-                await _refuse(exchange, failures.INTERNAL, send)
+                await self._refuse(exchange, failures.INTERNAL, send)
 
     def _ask(self, exchange: Exchange) -> EngineCall | bytes:
         try:
@@ -118,16 +131,60 @@ class SealedService:
             answer = await self._engines.send(call)
         except EngineUnavailable:
             raise Refused(failures.ENGINE_DOWN) from None
+        account = self._ledger(call)
         try:
             if (field(answer.fields, b"content-type") or b"").startswith(_EVENT_STREAM):
-                await _stream(answer, exchange, send)
+                await self._stream(call, answer, account, exchange, send)
             else:
-                body = await _read_whole(answer)
-                if answer.status == HTTPStatus.BAD_REQUEST:
-                    body = failures.of_engine(body)
-                await _whole(send, exchange.answer(answer.status, answer.fields, body))
+                await self._pass_whole(call, answer, account, exchange, send)
         finally:
+            account.close()
             self._engines.done(call, answer)
+
+    async def _pass_whole(
+        self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, send: Send
+    ) -> None:
+        body = await _read_whole(answer)
+        if answer.status == HTTPStatus.BAD_REQUEST:
+            body = failures.of_engine(body)
+        used = of_whole(body) if answer.status == HTTPStatus.OK else Usage(0, 0, 0)
+        if used is None:
+            # An answer without its count cannot be charged rightly: the same estimate as for a stream that was cut.
+            used = account.stream.usage
+        await account.settle("ok" if answer.status == HTTPStatus.OK else "refused", used)
+        closing = self._notary.closing(exchange, answer.status, call.model.id, used)
+        await _whole(send, exchange.answer(answer.status, answer.fields, body, closing))
+
+    async def _stream(
+        self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, send: Send
+    ) -> None:
+        head, sealed = exchange.begin(answer.status, answer.fields)
+        await _start(send, head)
+        if sealed:
+            await send({"type": "http.response.body", "body": sealed, "more_body": True})
+        passed = account.stream.feed
+
+        def write(data: bytes) -> Awaitable[None] | None:
+            sealed = exchange.data(passed(data))
+            if not sealed:
+                return None
+            return advance(send({"type": "http.response.body", "body": sealed, "more_body": True}))
+
+        try:
+            await answer.pour(write)
+        except EngineCut:
+            # The client learns of it as an authenticated last event, not as a cut that the network could have made.
+            last = exchange.data(failures.ENGINE_CUT.event())
+            await account.settle("cut", account.stream.usage)
+        else:
+            last = exchange.data(account.stream.finish())
+            await account.settle("ok", account.stream.usage)
+        closing = self._notary.closing(exchange, answer.status, call.model.id, account.stream.usage)
+        await send({"type": "http.response.body", "body": last + exchange.end(closing), "more_body": False})
+
+    async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
+        closing = self._notary.closing(exchange, refusal.status)
+        await _whole(send, exchange.answer(refusal.status, _JSON, refusal.body(), closing))
 
 
 async def _receive(receive: Receive, opening: Opening) -> None:
@@ -146,27 +203,6 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _stream(answer: EngineAnswer, exchange: Exchange, send: Send) -> None:
-    head, sealed = exchange.begin(answer.status, answer.fields)
-    await _start(send, head)
-    last = b""
-    if sealed:
-        await send({"type": "http.response.body", "body": sealed, "more_body": True})
-
-    def write(data: bytes) -> Awaitable[None] | None:
-        sealed = exchange.data(data)
-        if not sealed:
-            return None
-        return advance(send({"type": "http.response.body", "body": sealed, "more_body": True}))
-
-    try:
-        await answer.pour(write)
-    except EngineCut:
-        # The client learns of it as an authenticated last event, not as a cut that the network could have made.
-        last = exchange.data(failures.ENGINE_CUT.event())
-    await send({"type": "http.response.body", "body": last + exchange.end(), "more_body": False})
-
-
 async def _read_whole(answer: EngineAnswer) -> bytes:
     body = bytearray()
     try:
@@ -177,10 +213,6 @@ async def _read_whole(answer: EngineAnswer) -> bytes:
     except EngineCut:
         raise Refused(failures.ENGINE_CUT) from None
     return bytes(body)
-
-
-async def _refuse(exchange: Exchange, refusal: Refusal, send: Send) -> None:
-    await _whole(send, exchange.answer(refusal.status, _JSON, refusal.body()))
 
 
 async def _whole(send: Send, answer: tuple[OuterHead, bytes]) -> None:

@@ -28,6 +28,7 @@ NONCE = NONCES[4]
 CLAIMS = Claims(
     key_configurations=bytes(range(64)),
     ehbp_key_configuration=bytes(range(41)),
+    receipt_key=b"\x44" * 32,
     gateway_path="/.well-known/ohttp-gateway/alpha",
     replica="alpha",
     tls_spki_sha256=bytes(range(32)),

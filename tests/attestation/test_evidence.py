@@ -64,6 +64,7 @@ def test_claims_encoding_is_fixed() -> None:
     claims = Claims(
         b"\x01",
         None,
+        b"\xcd" * 32,
         "/g",
         "a",
         None,
@@ -80,7 +81,9 @@ def test_claims_encoding_is_fixed() -> None:
         b'{"cc_mode":"on","configuration_sha256":"' + b"00" * 32 + b'","ehbp_key_configuration":null,'
         b'"gateway_path":"/g","issued_at":5,"key_configurations":"AQ==","keys_expire_at":6,'
         b'"models":[{"aliases":["n"],"id":"m","task":"embed","weights_root":"' + b"ab" * 32 + b'"}],'
-        b'"padding":"off","replica":"a","sandbox":"none","software_version":"1","tls_spki_sha256":null,"version":1}'
+        b'"padding":"off","receipt_key":"'
+        + b"cd" * 32
+        + b'","replica":"a","sandbox":"none","software_version":"1","tls_spki_sha256":null,"version":1}'
     )
 
 

@@ -24,6 +24,8 @@ from inference.channel.exchange import Exchange, InnerRequest, OhttpOpening
 from inference.channel.padding import Padding
 from inference.client.caller import Caller
 from inference.client.proxy import create_app
+from inference.gateway.notary import Notary
+from inference.gateway.usage import Usage
 from inference.keys import KeyRing
 
 GATEWAY = "/.well-known/ohttp-gateway/fake"
@@ -71,6 +73,7 @@ class Fake:
     """Writes of the last answer."""
 
     def __post_init__(self) -> None:
+        self.notary = Notary({"fake/chat": bytes(32)}, time.time)
         self._collector = Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements())
 
     @property
@@ -133,6 +136,7 @@ class Fake:
         claims = Claims(
             key_configurations=keyconfig.encode_list(self.keys.configurations),
             ehbp_key_configuration=None,
+            receipt_key=self.notary.public_key,
             gateway_path=GATEWAY,
             replica="fake",
             tls_spki_sha256=None,
@@ -168,7 +172,8 @@ class Fake:
         answer = script(request)
         if isinstance(answer, tuple):
             status, document = answer
-            head, data = exchange.answer(status, JSON, json.dumps(document).encode())
+            closing = self.notary.closing(exchange, status)
+            head, data = exchange.answer(status, JSON, json.dumps(document).encode(), closing)
             # In three writes, so that a whole answer can be cut and changed like a stream.
             third = len(data) // 3
             for piece in (data[:third], data[third : 2 * third], data[2 * third :]):
@@ -179,7 +184,7 @@ class Fake:
         for item in answer:
             await asyncio.sleep(self.gap)
             yield head, exchange.data(item)
-        yield head, exchange.end()
+        yield head, exchange.end(self.notary.closing(exchange, 200, "fake/chat", Usage(3, 0, 5)))
 
 
 async def _plain(send: Any, answer: Plain) -> None:

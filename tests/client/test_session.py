@@ -29,6 +29,7 @@ from inference.client.errors import (
 )
 from inference.client.origin import Origin
 from inference.client.session import EXPIRY_MARGIN_S, ResponseReader, Session, Upstream
+from inference.gateway.notary import Notary
 from inference.keys import KeyRing
 
 NOW = 1_800_000_000.0
@@ -42,12 +43,14 @@ class Backend:
         self.now = now
         self.keys = KeyRing(lambda: self.now, 3600, 600)
         self.cpu = SimulatedCpu(clock=lambda: self.now)
+        self.notary = Notary({"m": bytes(32)}, lambda: self.now)
         self.changes: dict[str, Any] = {}
 
     def document(self, nonce: bytes) -> bytes:
         claims = Claims(
             key_configurations=keyconfig.encode_list(self.keys.configurations),
             ehbp_key_configuration=None,
+            receipt_key=self.notary.public_key,
             gateway_path="/gateway",
             replica="r",
             tls_spki_sha256=None,

@@ -25,9 +25,12 @@ from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService
+from inference.gateway.ledger import ledger
+from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step
+from inference.metering import Records
 from tests.support import Wire
 
 
@@ -100,6 +103,9 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
     """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread."""
     engine = ScriptedEngine()
     keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
+    notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
+    metering = config.metering
+    records = Records(metering.records, metering.token_bucket) if metering.records is not None else None
     lifecycle = Lifecycle(step=Step.SERVING if serving else Step.CANARY)
     socket = folder / "engine.sock"
     started = threading.Event()
@@ -109,6 +115,7 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
         return Claims(
             key_configurations=keyconfig.encode_list(keys.configurations),
             ehbp_key_configuration=keys.ehbp_configuration.encode(),
+            receipt_key=notary.public_key,
             gateway_path=GATEWAY_PATH,
             replica=config.server.replica,
             tls_spki_sha256=None,
@@ -134,6 +141,8 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
             keys,
             admission,
             pool,
+            notary,
+            ledger(records),
             max_requests=config.server.max_requests,
             request_seconds=config.server.request_seconds,
         )
@@ -160,6 +169,8 @@ def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> It
         await serving_task
         pool.close()
         await runner.cleanup()
+        if records is not None:
+            records.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()

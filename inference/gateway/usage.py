@@ -1,0 +1,140 @@
+"""How many tokens an answer took, read from what the engine says of it.
+
+Every stream is asked for its usage (`stream_options.include_usage`); where the client did not ask, the event that has
+it is taken out again, so that the stream is what the client asked for.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_EVENT_END = b"\n\n"
+_NAMED = b'"usage":'
+_DATA = b"data:"
+_USAGE_LIMIT = 4096
+_DECODER = json.JSONDecoder()
+_PROMPT = ("prompt_tokens", "input_tokens")
+_COMPLETION = ("completion_tokens", "output_tokens")
+_DETAILS = ("prompt_tokens_details", "input_tokens_details")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer. `cached` are those of the prompt that the engine had computed before.
+
+    `exact` is false where the engine's count never came (the answer was cut): then `prompt` is a quarter of the
+    request's bytes and `completion` the number of events that were passed on, each of at least one token.
+    """
+
+    prompt: int
+    cached: int
+    completion: int
+    exact: bool = True
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.completion
+
+
+def of_whole(body: bytes) -> Usage | None:
+    """What a whole answer says; `None` where it says nothing, as an error does."""
+    at = len(body)
+    # The last that reads as an object. The whole is not parsed: a batch of embeddings has megabytes of numbers.
+    while (at := body.rfind(_NAMED, 0, at)) >= 0:
+        text = body[at + len(_NAMED) : at + len(_NAMED) + _USAGE_LIMIT].decode("utf-8", "replace").lstrip()
+        try:
+            usage, _ = _DECODER.raw_decode(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(usage, dict):
+            counts: dict[str, int] = {}
+            _take(usage, counts)
+            return _usage(counts)
+    return None
+
+
+class StreamUsage:
+    """Watches one stream. `hidden`: the client did not ask for usage, so its event is not passed on."""
+
+    def __init__(self, request_bytes: int, *, hidden: bool) -> None:
+        self._request_bytes = request_bytes
+        self._hidden = hidden
+        self._held = b""
+        self._pieces = 0
+        self._counts: dict[str, int] = {}
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data` the client gets. Whole events only: the start of one waits for its end."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        if not data.endswith(_EVENT_END):
+            end = data.rfind(_EVENT_END) + 2
+            if end < 2:
+                self._held = data
+                return b""
+            self._held = data[end:]
+            data = data[:end]
+        self._pieces += 1
+        # No text of a model can hold these bytes: inside JSON a quotation mark is escaped.
+        return data if _NAMED not in data else self._read(data)
+
+    def finish(self) -> bytes:
+        """What is left of a stream that did not end with a whole event."""
+        held, self._held = self._held, b""
+        return held
+
+    @property
+    def usage(self) -> Usage:
+        """The engine's count, or an estimate where it never came."""
+        found = _usage(self._counts)
+        return found if found is not None else Usage(self._request_bytes // 4, 0, self._pieces, exact=False)
+
+    def _read(self, data: bytes) -> bytes:
+        kept = []
+        for event in data.split(_EVENT_END)[:-1]:
+            line = next((line for line in event.split(b"\n") if line.startswith(_DATA)), b"")
+            try:
+                document = json.loads(line[len(_DATA) :])
+            except (ValueError, RecursionError):
+                document = None
+            had = _collect(document, self._counts)
+            # OpenAI's event of usage has no choice; the other APIs' events with usage have more to say.
+            if not (had and self._hidden and isinstance(document, dict) and document.get("choices") == []):
+                kept.append(event + _EVENT_END)
+        return b"".join(kept)
+
+
+def _collect(document: Any, counts: dict[str, int]) -> bool:
+    """Adds what a document says about usage: at its top, or in `response` (Responses) or `message` (Messages)."""
+    if not isinstance(document, dict):
+        return False
+    places = (document, document.get("response"), document.get("message"))
+    found = [place["usage"] for place in places if isinstance(place, dict) and isinstance(place.get("usage"), dict)]
+    for usage in found:
+        _take(usage, counts)
+    return bool(found)
+
+
+def _take(usage: Mapping[str, Any], counts: dict[str, int]) -> None:
+    for kind, names in (("prompt", _PROMPT), ("completion", _COMPLETION)):
+        for name in names:
+            _put(counts, kind, usage.get(name))
+    _put(counts, "cached", usage.get("cache_read_input_tokens"))
+    for name in _DETAILS:
+        details = usage.get(name)
+        if isinstance(details, dict):
+            _put(counts, "cached", details.get("cached_tokens"))
+
+
+def _put(counts: dict[str, int], kind: str, value: Any) -> None:
+    # Messages counts in two events, and the later one may repeat a zero: the greater number stands.
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        counts[kind] = max(value, counts.get(kind, 0))
+
+
+def _usage(counts: Mapping[str, int]) -> Usage | None:
+    if "prompt" not in counts:
+        return None
+    return Usage(counts["prompt"], counts.get("cached", 0), counts.get("completion", 0))
