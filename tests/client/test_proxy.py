@@ -117,7 +117,7 @@ def test_a_stream_cut_at_any_write_does_not_end_well(fake: Fake, proxy: Proxy, c
             with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)):
                 httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
     fake.stop_at = None
-    assert httpx2.post(f"{url}{CHAT}", json=chat(stream=True)).content == whole.content
+    assert httpx2.post(f"{url}{CHAT}", json=chat(stream=True)).content.count(b"data: ") == len(WORDS) + 2
 
 
 def test_a_changed_stream_does_not_end_well_and_passes_no_word_of_the_change(fake: Fake, proxy: Proxy) -> None:

@@ -260,15 +260,15 @@ def test_a_field_that_is_not_http_is_refused(backend: Backend, fields: Fields) -
         backend.session().seal("GET", "/v1/models", fields, b"")
 
 
-def stream_of(exchange: Exchange) -> list[bytes]:
+def stream_of(backend: Backend, exchange: Exchange) -> list[bytes]:
     """The writes of a streamed answer."""
     _, start = exchange.begin(200, ((b"content-type", b"text/event-stream"),))
-    return [start, *(exchange.data(b"data: word%d\n\n" % i) for i in range(4)), exchange.end()]
+    return [start, *(exchange.data(b"data: word%d\n\n" % i) for i in range(4)), exchange.end(backend.notary.closing(exchange, 200))]
 
 
 def streamed(backend: Backend) -> tuple[list[bytes], ResponseReader]:
     data, reader = backend.session().seal("POST", "/v1/chat/completions", FIELDS, b"{}")
-    return stream_of(backend.open(data, Padding.OFF)[1]), reader
+    return stream_of(backend, backend.open(data, Padding.OFF)[1]), reader
 
 
 def read(reader: ResponseReader, data: bytes, step: int) -> bytes:
@@ -296,7 +296,7 @@ def test_content_is_given_with_the_write_that_brought_it(backend: Backend) -> No
 
 def test_an_answer_cut_at_any_byte_is_an_error(backend: Backend) -> None:
     data, _ = backend.session().seal("POST", "/v1/chat/completions", FIELDS, b"{}")
-    whole = b"".join(stream_of(backend.open(data, Padding.OFF)[1]))
+    whole = b"".join(stream_of(backend, backend.open(data, Padding.OFF)[1]))
     for end in range(len(whole)):
         writes, reader = streamed(backend)
         with pytest.raises((ResponseCut, ResponseForged)):
@@ -309,7 +309,7 @@ def test_an_answer_changed_at_any_byte_is_an_error(backend: Backend) -> None:
     length = len(b"".join(streamed(backend)[0]))
     for at in range(length):
         data, reader = session.seal("POST", "/v1/chat/completions", FIELDS, b"{}")
-        whole = b"".join(stream_of(backend.open(data, Padding.OFF)[1]))
+        whole = b"".join(stream_of(backend, backend.open(data, Padding.OFF)[1]))
         assert len(whole) == length
         with pytest.raises((ResponseCut, ResponseForged)):
             read(reader, whole[:at] + bytes((whole[at] ^ 1,)) + whole[at + 1 :], 10_000)
@@ -332,7 +332,7 @@ def test_the_answer_to_another_request_does_not_open(backend: Backend) -> None:
     _, reader = session.seal("POST", "/v1/chat/completions", FIELDS, b"{}")
     other, _ = session.seal("POST", "/v1/chat/completions", FIELDS, b"{}")
     with pytest.raises(ResponseForged):
-        reader.feed(b"".join(stream_of(backend.open(other)[1])))
+        reader.feed(b"".join(stream_of(backend, backend.open(other)[1])))
 
 
 def test_bytes_after_the_answer_are_an_error(backend: Backend) -> None:
@@ -348,7 +348,7 @@ def test_a_long_stream_is_not_bounded_like_one_message(backend: Backend) -> None
     reader.feed(start)
     events = DEFAULT_LIMITS.chunks + 10
     total = sum(len(reader.feed(exchange.data(b"data: x\n\n"))) for _ in range(events))
-    reader.feed(exchange.end())
+    reader.feed(exchange.end(backend.notary.closing(exchange, 200)))
     reader.finish()
     assert total == events * 512
 
