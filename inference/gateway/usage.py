@@ -61,7 +61,7 @@ class StreamUsage:
         self._request_bytes = request_bytes
         self._hidden = hidden
         self._held = b""
-        self._pieces = 0
+        self._events = 0
         self._counts: dict[str, int] = {}
 
     def feed(self, data: bytes) -> bytes:
@@ -76,7 +76,7 @@ class StreamUsage:
                 return b""
             self._held = data[end:]
             data = data[:end]
-        self._pieces += 1
+        self._events += data.count(_EVENT_END)
         # No text of a model can hold these bytes: inside JSON a quotation mark is escaped.
         return data if _NAMED not in data else self._read(data)
 
@@ -89,7 +89,7 @@ class StreamUsage:
     def usage(self) -> Usage:
         """The engine's count, or an estimate where it never came."""
         found = _usage(self._counts)
-        return found if found is not None else Usage(self._request_bytes // 4, 0, self._pieces, exact=False)
+        return found if found is not None else Usage(self._request_bytes // 4, 0, self._events, exact=False)
 
     def _read(self, data: bytes) -> bytes:
         kept = []

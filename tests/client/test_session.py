@@ -263,7 +263,11 @@ def test_a_field_that_is_not_http_is_refused(backend: Backend, fields: Fields) -
 def stream_of(backend: Backend, exchange: Exchange) -> list[bytes]:
     """The writes of a streamed answer."""
     _, start = exchange.begin(200, ((b"content-type", b"text/event-stream"),))
-    return [start, *(exchange.data(b"data: word%d\n\n" % i) for i in range(4)), exchange.end(backend.notary.closing(exchange, 200))]
+    return [
+        start,
+        *(exchange.data(b"data: word%d\n\n" % i) for i in range(4)),
+        exchange.end(backend.notary.closing(exchange, 200)),
+    ]
 
 
 def streamed(backend: Backend) -> tuple[list[bytes], ResponseReader]:

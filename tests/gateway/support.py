@@ -5,6 +5,7 @@ and no real engine would do on demand. The tests under `tests/system` use real e
 """
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step
 from inference.metering import Records
 from tests.support import Wire
+
+USAGE = {"prompt_tokens": 21, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}}
 
 
 @dataclass
@@ -62,7 +65,7 @@ class ScriptedEngine:
         if not body.get("stream"):
             if script == "forever":
                 await self._wait_for_abort(asyncio.sleep(60))
-            return web.json_response({"said": script, "pad": "x" * body.get("size", 0)})
+            return web.json_response({"said": script, "pad": "x" * body.get("size", 0), "usage": USAGE})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Engine": "1"})
         await response.prepare(request)
         for i in range(body.get("events", 3)):
@@ -72,6 +75,8 @@ class ScriptedEngine:
                 assert request.transport is not None
                 request.transport.close()
                 return response
+        if (body.get("stream_options") or {}).get("include_usage"):
+            await response.write(b"data: " + json.dumps({"choices": [], "usage": USAGE}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
 
