@@ -5,10 +5,11 @@ ENGINE_VENV ?= .venv-engine
 MODELS ?= var/models
 PORT ?= 8080
 PROXY_PORT ?= 9876
+FUZZ_SECONDS ?= 600
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format bench models engine-env clean
+.PHONY: help serve demo test lint format fuzz bench models engine-env clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -30,6 +31,10 @@ lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and
 format: $(VENV)/.installed-dev ## Format the code
 	@$(VENV)/bin/ruff check --fix-only .
 	@$(VENV)/bin/ruff format .
+
+fuzz: $(VENV)/.installed-dev ## Fuzz the parsers of what peers send (FUZZ_SECONDS=600 each)
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@$(RUN) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated
 	@$(RUN) -m benchmarks.serve
