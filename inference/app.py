@@ -19,7 +19,7 @@ from attestation.evidence import Claims, ModelClaim
 from attestation.policy import Policy
 from attestation.trust import TrustRoots
 from attestation.verify import verify
-from inference import assembly
+from inference import assembly, hygiene
 from inference.channel import keyconfig
 from inference.config import Config
 from inference.engine.process import EngineError
@@ -222,7 +222,7 @@ class Backend:
     async def _rotate(self) -> None:
         while True:
             await asyncio.sleep(max(0.0, self._keys.rotate_at - time.time()))
-            self._keys.rotate()
+            self._keys.refresh()
 
     def _claims(self) -> Claims:
         config = self._config
@@ -252,7 +252,9 @@ class Backend:
 def serve(config: Config) -> bool:
     """Runs a backend until a signal. Whether it ended well."""
     try:
-        assembly.no_core_dumps()
+        hygiene.clean_environment()
+        hygiene.no_core_dumps()
+        hygiene.no_swap(allowed=config.server.swap == "allowed")
         if not config.engines.python.exists():
             raise StepFailed(f"engines.python: {config.engines.python} is not there; `make engine-env` installs it")
         assembly.runtime_directory(config)

@@ -1,8 +1,6 @@
 """The parts of a backend, made from its configuration. Each raises `StepFailed` where a part cannot be made."""
 
-import ctypes
 import datetime
-import resource
 import ssl
 import subprocess
 from pathlib import Path
@@ -26,7 +24,6 @@ CANARY_SECONDS = 120.0
 """For one request of the canary."""
 _CPU_SEQUENCES = 64
 """Enough for the demo and its benchmark."""
-_PR_SET_DUMPABLE = 4
 
 
 def socket_path(config: Config, model: Model) -> Path:
@@ -72,14 +69,6 @@ def tls_context(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:
         return tls.from_files(config.tls.certificate, config.tls.key)
     except (OSError, ValueError) as error:
         raise StepFailed(f"tls.certificate or tls.key cannot be used: {error}") from error
-
-
-def no_core_dumps() -> None:
-    """A core dump of this process would hold keys and requests."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The limit does not hold where core_pattern is a pipe; this does.
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise StepFailed("the kernel does not let this process refuse core dumps (PR_SET_DUMPABLE)")
 
 
 def engine_specs(config: Config, folders: dict[str, Path], devices: Devices) -> dict[str, EngineSpec]:

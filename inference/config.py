@@ -18,6 +18,10 @@ Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:+-]{0,199}$")]
 
 
+_OVERLAPS = 100
+"""Of a key's life: `keys.GENERATIONS` less the newest and some room."""
+
+
 class ConfigError(Exception):
     """The configuration cannot be used. The message says which line to change, and how."""
 
@@ -37,6 +41,8 @@ class Server(_Section):
     """Requests in progress; one more is answered 503."""
     request_seconds: float = Field(default=120, gt=0)
     """Time for a request's body to arrive."""
+    swap: Literal["refused", "allowed"] = "refused"
+    """Whether it starts on a machine that can write memory to a disk."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, the time for answers in progress to end."""
 
@@ -79,6 +85,14 @@ class Channel(_Section):
     padding: Padding
     key_lifetime_s: float = Field(gt=0)
     key_overlap_s: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.key_overlap_s / self.key_lifetime_s > _OVERLAPS:
+            raise ValueError(
+                f"key_overlap_s is at most {_OVERLAPS} times key_lifetime_s: all those keys are held at once"
+            )
+        return self
 
 
 class Evidence(_Section):

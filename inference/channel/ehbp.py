@@ -48,7 +48,9 @@ class RequestOpener:
         if not _ENC.fullmatch(header):
             raise MalformedMessage("the encapsulated key is not 64 lower-case hexadecimal digits")
         self.enc = bytes.fromhex(header)
-        self._candidates = [hpke.setup_recipient(SUITE, key, self.enc, _INFO) for key in keys]
+        self.recipient = b""
+        """The public key that the request was sealed to, once a frame was opened."""
+        self._candidates = [(key.public_bytes, hpke.setup_recipient(SUITE, key, self.enc, _INFO)) for key in keys]
         if not self._candidates:
             raise UnknownKey("no key is held")
         self._context: Context | None = None
@@ -94,12 +96,12 @@ class RequestOpener:
     def _open(self, ciphertext: bytes) -> bytes:
         if self._context is not None:
             return self._context.open(ciphertext)
-        for candidate in self._candidates:
+        for public, candidate in self._candidates:
             try:
                 plaintext = candidate.open(ciphertext)
             except OpenFailed:
                 continue
-            self._context = candidate
+            self._context, self.recipient = candidate, public
             return plaintext
         raise UnknownKey("no held key opens the first frame")
 

@@ -14,6 +14,7 @@ from inference.channel import bhttp, ehbp, ohttp
 from inference.channel.bhttp import Fields, RequestHead, ResponseHead
 from inference.channel.errors import ExchangeMisuse, MalformedMessage
 from inference.channel.hpke import PrivateKey
+from inference.channel.keyconfig import KeyConfiguration
 from inference.channel.limits import DEFAULT_LIMITS, Limits
 from inference.channel.padding import EventPadder, Padding, bucket, pad_json
 
@@ -82,6 +83,8 @@ class Exchange(ABC):
     """The opened request as it was sealed."""
     key_configuration: bytes
     """What the request was sealed to (RFC 9458, 3)."""
+    recipient: bytes
+    """The public key in it."""
 
     def __init__(self, padding: Padding) -> None:
         self._padding = padding
@@ -173,7 +176,7 @@ class OhttpOpening:
     def open(self) -> Exchange:
         """Raises `ChannelError`."""
         message, sealer = self._opener.finish()
-        configuration = self._opener.configuration.encode()
+        configuration = self._opener.configuration
         return _OhttpExchange(
             self._media, message, sealer, self._opener.enc, configuration, self._padding, self._limits
         )
@@ -188,14 +191,15 @@ class _OhttpExchange(Exchange):
         message: bytes,
         sealer: ohttp.ResponseSealer,
         enc: bytes,
-        key_configuration: bytes,
+        key_configuration: KeyConfiguration,
         padding: Padding,
         limits: Limits,
     ) -> None:
         super().__init__(padding)
         self.enc = enc
         self.message = message
-        self.key_configuration = key_configuration
+        self.key_configuration = key_configuration.encode()
+        self.recipient = key_configuration.public_key
         self.can_stream = media.chunked
         self._media = media
         self._sealer = sealer
@@ -261,7 +265,8 @@ class EhbpOpening:
     def open(self) -> Exchange:
         """Raises `ChannelError`."""
         body, sealer = self._opener.finish()
-        return _EhbpExchange(InnerRequest(*self._clear, body), sealer, self._opener.enc, self._padding)
+        request = InnerRequest(*self._clear, body)
+        return _EhbpExchange(request, sealer, self._opener.enc, self._opener.recipient, self._padding)
 
 
 class _EhbpExchange(Exchange):
@@ -269,9 +274,12 @@ class _EhbpExchange(Exchange):
     has_trailers = False
     key_configuration = b""
 
-    def __init__(self, request: InnerRequest, sealer: ehbp.ResponseSealer, enc: bytes, padding: Padding) -> None:
+    def __init__(
+        self, request: InnerRequest, sealer: ehbp.ResponseSealer, enc: bytes, recipient: bytes, padding: Padding
+    ) -> None:
         super().__init__(padding)
         self.enc = enc
+        self.recipient = recipient
         self.message = request.body
         self._request = request
         self._sealer = sealer

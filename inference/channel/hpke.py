@@ -9,7 +9,6 @@ KEMs: DHKEM(X25519, HKDF-SHA256), 0x0020 (RFC 9180, 7.1), and MLKEM768-X25519, 0
 
 import hashlib
 import hmac
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -147,18 +146,26 @@ class XWingKey:
 
     kem = KemId.MLKEM768_X25519
 
-    def __init__(self, seed: bytes) -> None:
-        if len(seed) != 32:
-            raise MalformedMessage("an MLKEM768-X25519 secret key has 32 bytes")
-        expanded = hashlib.shake_256(seed).digest(96)
-        self._mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
-        self._x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
+    def __init__(self, mlkem: MLKEM768PrivateKey, x25519: X25519PrivateKey) -> None:
+        self._mlkem = mlkem
+        self._x25519 = x25519
         self._x25519_public = self._x25519.public_key().public_bytes_raw()
         self.public_bytes = self._mlkem.public_key().public_bytes_raw() + self._x25519_public
 
     @classmethod
     def generate(cls) -> "XWingKey":
-        return cls(os.urandom(32))
+        # Not from a seed, as a stored key would be: its bytes would pass through Python, which does not clear them.
+        return cls(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+
+    @classmethod
+    def from_bytes(cls, seed: bytes) -> "XWingKey":
+        """From 32 secret bytes. Raises `MalformedMessage`."""
+        if len(seed) != 32:
+            raise MalformedMessage("an MLKEM768-X25519 secret key has 32 bytes")
+        expanded = hashlib.shake_256(seed).digest(96)
+        return cls(
+            MLKEM768PrivateKey.from_seed_bytes(expanded[:64]), X25519PrivateKey.from_private_bytes(expanded[64:])
+        )
 
     def decapsulate(self, enc: bytes) -> bytes:
         """Shared secret, 32 bytes, of `enc`. Raises `MalformedMessage`."""

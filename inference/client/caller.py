@@ -9,7 +9,7 @@ import yarl
 
 from inference.channel.bhttp import Fields, ResponseHead
 from inference.client.answers import PROBLEM_LIMIT, is_sealed, key_is_unknown, no_evidence, refusal
-from inference.client.errors import ClientError, UpstreamRefused, UpstreamUnreachable
+from inference.client.errors import ClientError, StaleDate, UpstreamRefused, UpstreamUnreachable
 from inference.client.session import DOCUMENT_LIMIT, SEALED_HEADERS, Challenge, ResponseReader, Session, Upstream, cut
 
 CONNECT_SECONDS = 10.0
@@ -96,10 +96,13 @@ class Caller:
         session = await self.session()
         try:
             return await self._exchange(session, method, path, fields, body)
+        except StaleDate:
+            pass
         except UpstreamRefused as error:
             if not key_is_unknown(error):
                 raise
-        return await self._exchange(await self.session(session), method, path, fields, body)
+            session = await self.session(session)
+        return await self._exchange(session, method, path, fields, body)
 
     async def session(self, unwanted: Session | None = None) -> Session:
         """A session that can be used, verified now if need be. Raises `ClientError`."""
@@ -146,6 +149,8 @@ class Caller:
             if not is_sealed(response.status, response.headers.get("Content-Type")):
                 raise self._refusal(response, await self._problem(response))
             await answer.open()
+            if session.corrects_date(answer.head):
+                raise StaleDate
         except BaseException:
             answer.close()
             raise

@@ -50,3 +50,7 @@ class ResponseCut(ClientError):
 
 class ResponseForged(ClientError):
     """The answer was not sealed by the verified backend for this request, or was changed on the way."""
+
+
+class StaleDate(ClientError):
+    """The backend needs another date in the request. The session has it now: the request is sealed again, once."""

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from email.utils import formatdate, parsedate_to_datetime
 
 from attestation.errors import AttestationError, PolicyError
 from attestation.limits import LIMITS as ATTESTATION_LIMITS
@@ -53,6 +54,8 @@ SEALED_HEADERS = {
 }
 
 _ATTESTATION_PATH = "/.well-known/attestation?nonce="
+_SAME_DATE_S = 2.0
+"""A date has whole seconds: by less the backend's says nothing new."""
 _PIECE = 16_384
 """Plaintext bytes per chunk of a request: what every receiver of chunked OHTTP takes."""
 # An answer is opened as it comes and not kept, so a long stream need not fit into the bounds of one message. The bucket
@@ -63,7 +66,7 @@ _GATEWAY_PATH = re.compile(r"/(?!/)[\x21-\x22\x24-\x7e]*")  # No fragment, no se
 _OUTER = frozenset(
     b"host connection keep-alive proxy-connection proxy-authenticate proxy-authorization proxy-authentication-info te "
     b"trailer transfer-encoding upgrade content-length accept-encoding expect cookie origin referer forwarded via "
-    b"x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip priority".split()
+    b"date x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip priority".split()
 )
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 
@@ -143,7 +146,14 @@ class Upstream:
             )
         except AttestationError as error:
             raise _not_verified(self.origin, error) from error
-        session = Session(self.origin, evidence, kem=self._kem, usable_from=now, usable_until=now + self._recheck_s)
+        session = Session(
+            self.origin,
+            evidence,
+            kem=self._kem,
+            usable_from=now,
+            usable_until=now + self._recheck_s,
+            clock=self._clock,
+        )
         if self._record is not None:
             self._record(Accepted(self.origin, challenge.nonce, document, evidence))
         self._session = session
@@ -178,6 +188,7 @@ class Session:
         kem: str | None = None,
         usable_from: float,
         usable_until: float,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises `NotVerified` where the claims hold no key that this client can use."""
         self.evidence = evidence
@@ -188,6 +199,8 @@ class Session:
         self._receipt_key = evidence.claims.receipt_key
         self._weights = {model.id: model.weights_root for model in evidence.claims.models}
         self._authority = origin.authority
+        self._clock = clock
+        self._ahead = 0.0
         self._from = usable_from
         self._until = min(usable_until, evidence.claims.keys_expire_at - EXPIRY_MARGIN_S)
 
@@ -207,7 +220,8 @@ class Session:
 
         `path` includes the query. `api_key` replaces the credentials in `fields`. Raises `RequestRefused`.
         """
-        head = RequestHead(method, "https", self._authority, path, _inner_fields(fields, api_key))
+        date = formatdate(self._clock() + self._ahead, usegmt=True).encode()
+        head = RequestHead(method, "https", self._authority, path, (*_inner_fields(fields, api_key), (b"date", date)))
         try:
             message = bhttp.encode(head, body)
         except ChannelError as error:
@@ -227,6 +241,20 @@ class Session:
             digest(sealer.enc), digest(message), digest(self._key.encode()), self._receipt_key, self._weights
         )
         return b"".join(pieces), ResponseReader(sealer.response(_ANSWER_LIMITS), expected)
+
+    def corrects_date(self, head: ResponseHead) -> bool:
+        """Whether the backend refused a request for its date and says a better one, which is used from now on."""
+        said = bhttp.field(head.fields, b"date")
+        if head.status != 400 or bhttp.field(head.fields, b"content-type") != b"application/problem+json" or not said:
+            return False
+        try:
+            ahead = parsedate_to_datetime(said.decode("ascii")).timestamp() - self._clock()
+        except (ValueError, OverflowError):
+            return False
+        if abs(ahead - self._ahead) < _SAME_DATE_S:
+            return False
+        self._ahead = ahead
+        return True
 
     def __repr__(self) -> str:
         return f"Session({self._authority}, {self.kem}, {self.evidence!r})"

@@ -22,7 +22,7 @@ import httpx2
 
 from inference.client.answers import PROBLEM_LIMIT, key_is_unknown, no_evidence
 from inference.client.carrier import POOL_LIMITS, Transport, answer, busy_or_raise, cut_by, opens, raise_as_httpx2
-from inference.client.errors import ClientError, UpstreamRefused
+from inference.client.errors import ClientError, StaleDate, UpstreamRefused
 from inference.client.session import DOCUMENT_LIMIT, Challenge, ResponseReader, Session
 
 
@@ -42,10 +42,13 @@ class CloisterTransport(Transport, httpx2.BaseTransport):
             session = self._session()
             try:
                 return self._exchange(session, request, body)
+            except StaleDate:
+                pass
             except UpstreamRefused as error:
                 if not key_is_unknown(error):
                     raise
-            return self._exchange(self._session(session), request, body)
+                session = self._session(session)
+            return self._exchange(session, request, body)
         except ClientError as error:
             return busy_or_raise(error, request)
 
@@ -94,6 +97,8 @@ class CloisterTransport(Transport, httpx2.BaseTransport):
                     first += reader.finish() if piece is None else reader.feed(piece)
             except httpx2.TransportError as error:
                 raise cut_by(error) from error
+            if session.corrects_date(reader.head):
+                raise StaleDate
             return answer(reader, _Stream(request, response, pieces, reader, first), request)
         except BaseException:
             response.close()
@@ -171,10 +176,13 @@ class AsyncCloisterTransport(Transport, httpx2.AsyncBaseTransport):
             session = await self._session()
             try:
                 return await self._exchange(session, request, body)
+            except StaleDate:
+                pass
             except UpstreamRefused as error:
                 if not key_is_unknown(error):
                     raise
-            return await self._exchange(await self._session(session), request, body)
+                session = await self._session(session)
+            return await self._exchange(session, request, body)
         except ClientError as error:
             return busy_or_raise(error, request)
 
@@ -223,6 +231,8 @@ class AsyncCloisterTransport(Transport, httpx2.AsyncBaseTransport):
                     first += reader.finish() if piece is None else reader.feed(piece)
             except httpx2.TransportError as error:
                 raise cut_by(error) from error
+            if session.corrects_date(reader.head):
+                raise StaleDate
             return answer(reader, _AsyncStream(request, response, pieces, reader, first), request)
         except BaseException:
             with anyio.CancelScope(shield=True):

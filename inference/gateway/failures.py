@@ -6,16 +6,19 @@ shape, sealed like an answer.
 
 import json
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 
 from fastapi.responses import Response
 
 from inference.channel import ehbp
+from inference.channel.bhttp import Fields
 from inference.channel.errors import ChannelError, MessageTooLarge, OpenFailed, UnknownKey
 from inference.keys import Replayed
 
 PROBLEM_JSON = "application/problem+json"
 OHTTP_KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
+DATE_PROBLEM = "https://iana.org/assignments/http-problem-types#date"
 RETRY_AFTER_S = 5
 
 
@@ -93,15 +96,30 @@ class Refusal:
     message: str
     code: str | None = None
     param: str | None = None
+    retry_after_s: int | None = None
+    problem: str | None = None
+    """The type of a problem document (RFC 9457), where a standard has one."""
+    date: float | None = None
+    """Sent as `Date`, Unix seconds."""
+
+    def fields(self) -> Fields:
+        """The answer's header."""
+        fields = [(b"content-type", (b"application/json", PROBLEM_JSON.encode())[self.problem is not None])]
+        if self.retry_after_s is not None:
+            fields.append((b"retry-after", b"%d" % self.retry_after_s))
+        if self.date is not None:
+            fields.append((b"date", formatdate(self.date, usegmt=True).encode()))
+        return tuple(fields)
 
     def body(self) -> bytes:
-        """OpenAI's error shape."""
+        """OpenAI's error shape, within a problem document where there is a type for it."""
         kind = {401: "authentication_error", 404: "not_found_error"}.get(
             self.status, "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
         )
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         # "type" at the top is where Anthropic's clients look; OpenAI's ignore it.
-        return json.dumps({"type": "error", "error": error}).encode()
+        top = {"type": "error"} if self.problem is None else {"type": self.problem, "title": self.message}
+        return json.dumps({**top, "error": error}).encode()
 
     def event(self) -> bytes:
         """The same as the last event of a stream that had already begun."""
@@ -138,4 +156,22 @@ MALFORMED_INNER = Refusal(400, "The opened message is not a binary HTTP request.
 STREAM_NEEDS_CHUNKS = Refusal(
     400, 'A stream cannot be sealed in one piece: send message/ohttp-chunked-req, or "stream": false.', param="stream"
 )
+TOO_MANY_TO_REMEMBER = Refusal(
+    503,
+    "More requests came than can be told from replays. Try again shortly.",
+    "overloaded",
+    retry_after_s=RETRY_AFTER_S,
+)
 BAD_KEY = Refusal(401, "Incorrect API key provided.", "invalid_api_key")
+
+
+def date_needed(now: float) -> Refusal:
+    """For a request without a `Date` near `now`, Unix seconds, where one is needed (RFC 9458, 6.5.2)."""
+    return Refusal(
+        400,
+        "Too many requests were sealed to this key to remember each. Send the header Date inside the sealed request, "
+        "within a minute of the Date of this answer; or fetch the keys again once they have rotated.",
+        "date_needed",
+        problem=DATE_PROBLEM,
+        date=now,
+    )

@@ -7,6 +7,7 @@ way leaves together.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from starlette.types import Message, Receive, Scope, Send
@@ -23,7 +24,7 @@ from inference.gateway.failures import Refusal, Refused
 from inference.gateway.ledger import Account, Ledger
 from inference.gateway.notary import Notary
 from inference.gateway.usage import Usage, of_whole
-from inference.keys import KeyRing, Replayed
+from inference.keys import DateNeeded, KeyRing, Replayed, ReplayMemoryFull
 
 _log = logging.getLogger("cloister.gateway")
 _JSON = ((b"content-type", b"application/json"),)
@@ -78,7 +79,7 @@ class SealedService:
             async with asyncio.timeout(self._request_seconds):
                 await _receive(receive, opening)
             exchange = opening.open()
-            self._keys.spend(exchange.enc)
+            refused = self._spend(exchange)
         except (ChannelError, Replayed, TimeoutError) as error:
             await failures.of_channel(error, is_ehbp=is_ehbp).response()(scope, receive, send)
             return
@@ -90,7 +91,9 @@ class SealedService:
             await failures.FAULT.response()(scope, receive, send)
             return
         # Two tasks: a client that goes away ends the answer, and with it the generation, at once.
-        answering = asyncio.ensure_future(self._answer(exchange, send))
+        answering = asyncio.ensure_future(
+            self._answer(exchange, send) if refused is None else self._refuse(exchange, refused, send)
+        )
         leaving = asyncio.ensure_future(_disconnect(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -98,6 +101,16 @@ class SealedService:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    def _spend(self, exchange: Exchange) -> Refusal | None:
+        """What to say, sealed, to a request that cannot be told from a replay. Raises what is said in the clear."""
+        try:
+            self._keys.spend(exchange.enc, exchange.recipient, lambda: _date(exchange))
+        except DateNeeded as needed:
+            return failures.date_needed(needed.now)
+        except ReplayMemoryFull:
+            return failures.TOO_MANY_TO_REMEMBER
+        return None
 
     async def _answer(self, exchange: Exchange, send: Send) -> None:
         """Everything after the opening; every error from here on is sealed."""
@@ -184,7 +197,16 @@ class SealedService:
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
         closing = self._notary.closing(exchange, refusal.status)
-        await _whole(send, exchange.answer(refusal.status, _JSON, refusal.body(), closing))
+        await _whole(send, exchange.answer(refusal.status, refusal.fields(), refusal.body(), closing))
+
+
+def _date(exchange: Exchange) -> float | None:
+    """What the inner `Date` says, Unix seconds (RFC 9110, 5.6.7)."""
+    try:
+        said = field(exchange.request().fields, b"date")
+        return parsedate_to_datetime(said.decode("ascii")).timestamp() if said is not None else None
+    except (ChannelError, ValueError, TypeError, OverflowError):
+        return None
 
 
 async def _receive(receive: Receive, opening: Opening) -> None:

@@ -52,7 +52,7 @@ def hpke_vectors(name: str) -> list[dict[str, Any]]:
 def recipient(kem: KemId) -> hpke.PrivateKey:
     """One key per KEM for the whole run, the same in every run."""
     secret = bytes(range(32))
-    return hpke.X25519Key.from_bytes(secret) if kem is KemId.X25519 else hpke.XWingKey(secret)
+    return hpke.X25519Key.from_bytes(secret) if kem is KemId.X25519 else hpke.XWingKey.from_bytes(secret)
 
 
 def configuration(kem: KemId, key_id: int = 7) -> KeyConfiguration:

@@ -45,7 +45,9 @@ def test_the_published_vectors_are_there() -> None:
 @pytest.mark.parametrize("vector", RFC_9180 + POST_QUANTUM, ids=lambda v: f"{v['kem_id']:04x}-{v['aead_id']}")
 def test_recipient(vector: dict[str, Any]) -> None:
     suite, secret, enc = suite_of(vector), unhex(vector["skRm"]), unhex(vector["enc"])
-    key: hpke.PrivateKey = hpke.X25519Key.from_bytes(secret) if suite.kem is KemId.X25519 else hpke.XWingKey(secret)
+    key: hpke.PrivateKey = (
+        hpke.X25519Key.from_bytes(secret) if suite.kem is KemId.X25519 else hpke.XWingKey.from_bytes(secret)
+    )
     assert key.public_bytes == unhex(vector["pkRm"])
     assert key.decapsulate(enc) == unhex(vector["shared_secret"])
     context = hpke.setup_recipient(suite, key, enc, unhex(vector["info"]))
@@ -255,7 +257,7 @@ def test_lengths_are_exact(kem: KemId, change: int) -> None:
         recipient(kem).decapsulate(bytes(hpke.ENC_LENGTH[kem] + change))
     with pytest.raises(MalformedMessage):
         hpke.encapsulate(kem, bytes(hpke.PUBLIC_KEY_LENGTH[kem] + change))
-    for made in (hpke.X25519Key.from_bytes, hpke.XWingKey):
+    for made in (hpke.X25519Key.from_bytes, hpke.XWingKey.from_bytes):
         with pytest.raises(MalformedMessage):
             made(bytes(32 + change))
 

@@ -24,7 +24,7 @@ def objects() -> list[object]:
     """One of every type that holds a key, or what a user or a model wrote."""
     found: list[object] = [
         hpke.X25519Key(X25519PrivateKey.from_private_bytes(SECRET)),
-        hpke.XWingKey(SECRET),
+        hpke.XWingKey.from_bytes(SECRET),
         hpke.Sequence(hpke.new_aead(AeadId.AES_256_GCM, SECRET), bytes(12)),
         hpke.Context(Suite(KemId.X25519, KdfId.HKDF_SHA256, AeadId.AES_256_GCM), SECRET, b""),
         RequestHead("POST", "https", "", f"/{CANARY}", ((b"authorization", CANARY.encode()),)),

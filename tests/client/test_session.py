@@ -33,6 +33,8 @@ from inference.gateway.notary import Notary
 from inference.keys import KeyRing
 
 NOW = 1_800_000_000.0
+DATE = b"Fri, 15 Jan 2027 08:00:00 GMT"
+"""`NOW`, as HTTP writes it."""
 FIELDS: Fields = ((b"authorization", b"Bearer sk-1"), (b"content-type", b"application/json"))
 
 
@@ -96,7 +98,7 @@ def test_a_request_opens_at_the_backend_as_it_was(backend: Backend) -> None:
     assert (request.method, request.path, request.fields, request.body) == (
         "POST",
         "/v1/chat/completions?x=%20y",
-        FIELDS,
+        (*FIELDS, (b"date", DATE)),
         b'{"a": 1}',
     )
 
@@ -224,14 +226,18 @@ def test_fields_of_this_hop_stay_outside(backend: Backend) -> None:
         *FIELDS,
     )
     data, _ = backend.session().seal("POST", "/v1/embeddings", fields, b"{}")
-    assert backend.open(data)[0].fields == ((b"x-kept", b"yes"), *FIELDS)
+    assert backend.open(data)[0].fields == ((b"x-kept", b"yes"), *FIELDS, (b"date", DATE))
 
 
 def test_the_clients_own_key_replaces_the_callers(backend: Backend) -> None:
     fields = (*FIELDS, (b"X-Api-Key", b"sk-2"))
     data, _ = backend.session().seal("POST", "/v1/embeddings", fields, b"{}", api_key="sk-own")
     request, _ = backend.open(data)
-    assert request.fields == ((b"content-type", b"application/json"), (b"authorization", b"Bearer sk-own"))
+    assert request.fields == (
+        (b"content-type", b"application/json"),
+        (b"authorization", b"Bearer sk-own"),
+        (b"date", DATE),
+    )
 
 
 def test_lengths_of_requests_are_padded(backend: Backend) -> None:

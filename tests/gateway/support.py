@@ -29,7 +29,7 @@ from inference.gateway.evidence import EvidenceService
 from inference.gateway.ledger import ledger
 from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
-from inference.keys import KeyRing
+from inference.keys import REPLAY_LIMIT, KeyRing
 from inference.lifecycle import Lifecycle, Step
 from inference.metering import Records
 from tests.support import Wire
@@ -104,10 +104,12 @@ class RunningGateway(Wire):
 
 
 @contextmanager
-def running_gateway(config: Config, folder: Path, *, serving: bool = True) -> Iterator[RunningGateway]:
+def running_gateway(
+    config: Config, folder: Path, *, serving: bool = True, replay_limit: int = REPLAY_LIMIT
+) -> Iterator[RunningGateway]:
     """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread."""
     engine = ScriptedEngine()
-    keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
+    keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s, replay_limit)
     notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
     metering = config.metering
     records = Records(metering.records, metering.token_bucket) if metering.records is not None else None
