@@ -20,6 +20,8 @@ from typing import Literal
 
 import aiohttp
 
+from inference.engine.log import EngineLog
+
 LAUNCHER = Path(__file__).with_name("launcher.py")
 POLL_SECONDS = 0.25
 NO_SANDBOX = 78
@@ -123,6 +125,7 @@ class Engine:
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline: int | None = None
         self._home: Path | None = None
+        self._log: EngineLog | None = None
 
     def __repr__(self) -> str:
         return f"Engine({self.spec.id!r})"
@@ -150,24 +153,26 @@ class Engine:
             spec.socket.unlink(missing_ok=True)
             self._home = Path(tempfile.mkdtemp(prefix="cloister-engine-"))
             isolation = self._isolation(self._home) if spec.sandbox else []
-            log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            log = await asyncio.to_thread(EngineLog, spec.log, spec.python)
             try:
-                os.fchmod(log, 0o600)
                 self._process = await asyncio.create_subprocess_exec(
                     *(str(spec.python), "-P", str(LAUNCHER)),
                     *("--lifeline", str(read_end), "--home", str(self._home), "--socket", str(spec.socket), *isolation),
                     *("--", *command(spec)),
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=log.write_end,
+                    stderr=log.write_end,
                     close_fds=True,
                     pass_fds=(read_end,),
                     start_new_session=True,
                     cwd=self._home,
                     env=environment(spec, self._home),
                 )
-            finally:
-                os.close(log)
+            except BaseException:
+                log.abandon()
+                raise
+            log.start()
+            self._log = log
         except OSError as error:
             os.close(write_end)
             self._clean_up()
@@ -197,6 +202,11 @@ class Engine:
                             return
                 await asyncio.sleep(POLL_SECONDS)
         raise EngineError(f"{self.spec.id}: not ready after {timeout:.0f} s; see {self.spec.log}")
+
+    def shut_log(self) -> None:
+        """Before it takes traffic: from now on its output is not written as it comes."""
+        if self._log is not None:
+            self._log.shut()
 
     async def ended(self) -> int:
         """Waits for the engine's end; its exit status, 128 + n where signal n ended it. Raises `EngineError`."""
@@ -229,6 +239,8 @@ class Engine:
                 await process.wait()
             finally:
                 self._clean_up()
+                if self._log is not None:
+                    await asyncio.to_thread(self._log.join)
 
     def _isolation(self, home: Path) -> list[str]:
         """The launcher's arguments for the sandbox; gives the engine's user what is its own."""

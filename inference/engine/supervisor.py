@@ -27,6 +27,10 @@ _log = logging.getLogger("cloister.engine")
 _PROGRESS = (b"vllm:iteration_tokens_total_sum", b"vllm:prompt_tokens_total", b"vllm:generation_tokens_total")
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 """Before the first, second, ... start in a row; the last one from then on."""
+_ENDED = "ended while its canary ran"
+_ENDING_S = 1.0
+_CRASHES = 3
+"""So often in a row an engine may end under its canary before that counts as failing it."""
 _STEADY_S = 600.0
 """An engine that lived this long has earned the first pause again."""
 
@@ -78,6 +82,7 @@ class Supervisor:
         self._gate = gate
         self._timing = timing
         self._engine = Engine(spec)
+        self._crashes = 0
         self._live_since = 0.0
         self._checked_at = 0.0
 
@@ -94,9 +99,14 @@ class Supervisor:
     async def check(self) -> None:
         """Runs the canary, and opens the gate where it passes; else the model is FAILED and its engine stopped."""
         self.state = State.CHECKING
-        if await self._passes():
+        if not await self._passes():
+            if self.state is not State.FAILED:
+                await self._again(_ENDED)
+                await self._restart(self._crashes)
+        else:
             self._live_since = self._checked_at = time.monotonic()
             self.state = State.LIVE
+            self._engine.shut_log()
             self._gate.open(self.spec.id)
             _log.info("%s is live", self.spec.id)
 
@@ -106,10 +116,7 @@ class Supervisor:
             self.reason = await self._until_broken()
             if self.state is State.FAILED:
                 return
-            self.state = State.RESTARTING
-            self._gate.shut(self.spec.id)
-            _log.error("%s: the engine %s; starting it again", self.spec.id, self.reason)
-            await self._engine.stop(grace=0)
+            await self._again(self.reason)
             await self._restart(0 if time.monotonic() - self._live_since > _STEADY_S else self.restarts)
 
     async def stop(self, grace: float = 5.0) -> None:
@@ -118,6 +125,13 @@ class Supervisor:
         if self.state is not State.FAILED:
             self.state = State.STOPPED
         await self._engine.stop(grace)
+
+    async def _again(self, reason: str) -> None:
+        self.reason = reason
+        self.state = State.RESTARTING
+        self._gate.shut(self.spec.id)
+        _log.error("%s: the engine %s; starting it again", self.spec.id, reason)
+        await self._engine.stop(grace=0)
 
     async def _restart(self, failures: int) -> None:
         while True:
@@ -134,11 +148,16 @@ class Supervisor:
         await self.check()
 
     async def _passes(self) -> bool:
+        """Whether the canary passed. If not, the state is FAILED, or the engine ended meanwhile."""
         if self._canary is None:
             return True
         try:
             await self._canary()
         except Exception as failed:
+            if await self._has_ended() and self._crashes < _CRASHES:
+                # It gave no wrong answer, it gave none: that is for a restart, and not for ever.
+                self._crashes += 1
+                return False
             # Whatever it was, the engine has not shown that it answers rightly.
             self.state = State.FAILED
             self.reason = str(failed) if isinstance(failed, CanaryFailed) else type(failed).__name__
@@ -146,7 +165,15 @@ class Supervisor:
             _log.critical("%s is taken out of service: %s", self.spec.id, self.reason)
             await self._engine.stop(grace=0)
             return False
+        self._crashes = 0
         return True
+
+    async def _has_ended(self) -> bool:
+        # Its connections break a moment before its process is gone.
+        with contextlib.suppress(TimeoutError, EngineError):
+            await asyncio.wait_for(self._engine.ended(), _ENDING_S)
+            return True
+        return False
 
     async def _until_broken(self) -> str:
         """What happened to the engine: it ended, it hangs, or (the state is FAILED then) its canary did not pass."""
@@ -169,7 +196,7 @@ class Supervisor:
                     if now - self._checked_at > self._timing.canary and not self._gate.in_progress(self.spec.id):
                         self._checked_at = now
                         if not await self._passes():
-                            return self.reason
+                            return self.reason if self.state is State.FAILED else _ENDED
                         moved_at = time.monotonic()
         finally:
             ended.cancel()

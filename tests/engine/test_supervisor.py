@@ -131,6 +131,47 @@ def test_an_engine_that_is_killed_cuts_its_requests_and_comes_back(tmp_path: Pat
     _run(run())
 
 
+class _Killing(_Canary):
+    """Kills the engine as often as `times` while it runs."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.one: _One
+
+    async def __call__(self) -> None:
+        await super().__call__()
+        if self.runs <= self.times:
+            os.kill(self.one.starts[-1], signal.SIGKILL)
+            raise ConnectionResetError
+
+
+def test_an_engine_that_ends_under_its_canary_is_started_again_and_not_for_ever(tmp_path: Path) -> None:
+    async def run() -> None:
+        killing = _Killing(1)
+        one = killing.one = _One(tmp_path, canary=killing)
+        watching = await one.up()
+        assert one.supervisor.state is State.LIVE
+        assert (len(one.starts), killing.runs) == (2, 2)
+        await one.down(watching)
+
+    _run(run())
+
+
+def test_an_engine_that_ends_under_every_canary_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_PAUSES_S", (0.01,))
+
+    async def run() -> None:
+        killing = _Killing(100)
+        one = killing.one = _One(tmp_path, canary=killing)
+        await one.supervisor.begin()
+        await one.supervisor.check()
+        assert one.supervisor.state is State.FAILED
+        assert killing.runs == 4
+
+    _run(run())
+
+
 def test_an_engine_without_progress_is_restarted_only_while_it_has_a_request(tmp_path: Path) -> None:
     async def run() -> None:
         one = _One(tmp_path)
