@@ -24,7 +24,7 @@ from inference.gateway.evidence import EvidenceService
 from inference.gateway.failures import Refused
 from inference.gateway.rewrite import REFUSED
 
-LIMITS = Limits(message=4096, chunk=1024, frame=2048, chunks=64, control=512, field_lines=8, field_section=512)
+LIMITS = Limits(message=4096, chunk=2048, frame=2064, chunks=64, control=512, field_lines=8, field_section=512)
 _KEY = hpke.generate(KemId.X25519)
 _CONFIGURATION = KeyConfiguration(1, KemId.X25519, _KEY.public_bytes)
 _ROOT = Path(__file__).resolve().parents[2]
