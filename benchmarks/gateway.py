@@ -30,6 +30,7 @@ from inference.gateway.app import create_gateway
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService
 from inference.gateway.ledger import ledger
+from inference.gateway.load import Load
 from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
@@ -80,7 +81,17 @@ def _gateway(path: str, port: int) -> None:
         for model in config.models:
             pool.open(model.id)
         notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
-        sealed = SealedService(keys, admission, pool, notary, ledger(None), max_requests=10_000, request_seconds=60)
+        sealed = SealedService(
+            keys,
+            admission,
+            pool,
+            notary,
+            ledger(None),
+            max_requests=10_000,
+            request_seconds=60,
+            max_upload=1 << 30,
+            load=Load(tuple(model.model_copy(update={"max_requests": 10_000}) for model in config.models)),
+        )
         app = create_gateway(
             replica="bench",
             padding=config.channel.padding,
@@ -106,7 +117,9 @@ async def _measure(options: argparse.Namespace, path: Path, pid: int) -> None:
     url = f"http://127.0.0.1:{options.port}"
     plaintext: Arm = load.Plaintext(path)
     sealed: Arm = await _connect(url)
-    body = json.dumps({"model": "latest", "stream": True, "messages": []}).encode()
+    body = json.dumps(
+        {"model": "latest", "stream": True, "messages": [], "stream_options": {"include_usage": True}}
+    ).encode()
     print(
         f"{'streams':>7} {'events/s':>8} {'TTFT ms p50 plain/added':>24} {'p99 added':>9} "
         f"{'event ms p50 plain/added':>25} {'p99 added':>9} {'gateway us/event':>17}"

@@ -26,9 +26,11 @@ from inference.engine.process import EngineError
 from inference.engine.weights import WeightsError, check
 from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
+from inference.gateway.connections import Guard
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService, EvidenceUnavailable
 from inference.gateway.ledger import ledger
+from inference.gateway.load import Load
 from inference.gateway.logs import names_only
 from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
@@ -89,11 +91,14 @@ class Backend:
                 ledger(self._records),
                 max_requests=config.server.max_requests,
                 request_seconds=config.server.request_seconds,
+                max_upload=config.server.max_upload_mib << 20,
+                load=Load(config.models),
             ),
         )
         server = Server(
             gateway,
             self._tls,
+            guard=Guard(config.server.max_connections, config.server.request_seconds),
             drain_seconds=config.server.drain_seconds,
             draining=self._drain,
             cut=self._cut,
@@ -257,6 +262,7 @@ def serve(config: Config) -> bool:
         hygiene.no_swap(allowed=config.server.swap == "allowed")
         if not config.engines.python.exists():
             raise StepFailed(f"engines.python: {config.engines.python} is not there; `make engine-env` installs it")
+        assembly.open_files(config)
         assembly.runtime_directory(config)
         assembly.probe_sandbox(config)
         backend = Backend(config)

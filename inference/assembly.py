@@ -1,6 +1,7 @@
 """The parts of a backend, made from its configuration. Each raises `StepFailed` where a part cannot be made."""
 
 import datetime
+import resource
 import ssl
 import subprocess
 from pathlib import Path
@@ -22,6 +23,7 @@ from inference.lifecycle import StepFailed
 
 CANARY_SECONDS = 120.0
 """For one request of the canary."""
+_OTHER_FILES = 512
 _CPU_SEQUENCES = 64
 """Enough for the demo and its benchmark."""
 
@@ -119,6 +121,19 @@ def runtime_directory(config: Config) -> None:
         folder.chmod(0o700)
     except OSError as error:
         raise StepFailed(f"engines.runtime_directory: {folder}: {error.strerror}") from error
+
+
+def open_files(config: Config) -> None:
+    """Raises the limit of open files to what the configured connections need. Raises `StepFailed`."""
+    needed = config.server.max_connections + sum(model.max_requests for model in config.models) + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StepFailed(
+            f"server.max_connections = {config.server.max_connections} needs {needed} open files, and the limit is "
+            f"{hard}: raise it (LimitNOFILE= in the unit, ulimit -n in a shell), or lower max_connections"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def probe_sandbox(config: Config) -> None:

@@ -39,6 +39,10 @@ class Server(_Section):
     """Name of this backend among others behind one balancer; part of its gateway path."""
     max_requests: int = Field(default=1024, ge=1)
     """Requests in progress; one more is answered 503."""
+    max_connections: int = Field(default=8192, ge=1)
+    """Open connections; one more is closed at once."""
+    max_upload_mib: int = Field(default=1024, ge=64)
+    """MiB that all requests together may hold while they arrive; one more is answered 503."""
     request_seconds: float = Field(default=120, gt=0)
     """Time for a request's body to arrive."""
     swap: Literal["refused", "allowed"] = "refused"
@@ -173,6 +177,10 @@ class Model(_Section):
     """Tokens of prompt and answer together."""
     max_num_seqs: int | None = Field(default=None, gt=0)
     """Sequences that are computed at a time; more wait in the engine."""
+    max_requests: int = Field(default=256, ge=1)
+    """Requests that its engine has, those that wait in it included; one more is answered 503."""
+    max_tokens: int = Field(default=2_000_000, ge=1)
+    """Tokens of all these requests, prompts and longest answers, at most; one more request is answered 503."""
 
 
 class Config(_Section):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from inference.gateway.connections import Guard
 from inference.lifecycle import StepFailed
 
 _KEEP_ALIVE_S = 75
@@ -29,6 +30,7 @@ class Server(uvicorn.Server):
         app: object,
         context: ssl.SSLContext | None,
         *,
+        guard: Guard,
         drain_seconds: float,
         draining: Callable[[], None],
         cut: Callable[[], None],
@@ -37,7 +39,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
                 loop="uvloop",
-                http="httptools",
+                http=guard.protocol(),
                 ws="none",
                 lifespan="off",
                 access_log=False,

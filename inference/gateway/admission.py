@@ -42,6 +42,8 @@ class EngineCall:
     """The name that records have for whoever asked."""
     hide_usage: bool = False
     """Whether the stream's event of usage is for us only."""
+    tokens: int = 0
+    """What it may take at most, prompt and answer: a quarter of the body's bytes, and the longest answer."""
 
     def __repr__(self) -> str:
         return f"EngineCall({self.model.id}, {self.path})"
@@ -77,7 +79,8 @@ class Admission:
         domain = rewrite.domain_of(body, field(request.fields, rewrite.CACHE_DOMAIN_FIELD))
         body, hide_usage = rewrite.ask_for_usage(body, path)
         for_engine = rewrite.for_engine(body, self._salts.salt(key, domain))
-        return EngineCall(model, path, for_engine, bool(stream), _caller(key), hide_usage)
+        tokens = len(for_engine) // 4 + rewrite.longest_answer(body)
+        return EngineCall(model, path, for_engine, bool(stream), _caller(key), hide_usage, tokens)
 
     def _authenticate(self, fields: Fields) -> bytes:
         """The caller's API key; empty where none is asked for. Raises `Refused`."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from inference.gateway.failures import Refusal, Refused
+from inference.gateway.limits import LIMITS
 
 CACHE_DOMAIN_FIELD = b"x-cloister-cache-domain"
 """Inner request header in which a client names its cache domain; `prompt_cache_key` in the body does the same."""
@@ -35,6 +36,7 @@ REFUSED: Mapping[str, str] = {
 """Fields that no client may set, and why. null, false and empty values count as not set."""
 
 _USAGE_ON_REQUEST = frozenset({"/v1/chat/completions", "/v1/completions"})
+_USUAL_ANSWER = 1024
 _MEDIA = frozenset({"image_url", "video_url", "audio_url", "file_url"})
 _TEXTS = ("messages", "input", "system", "instructions")
 
@@ -61,13 +63,58 @@ class CacheSalts:
 
 def parse(body: bytes) -> dict[str, Any]:
     """The body's JSON object. Raises `Refused`."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > LIMITS.values:
+        raise Refused(Refusal(413, f"The body has more than {LIMITS.values:,} values.", "too_many_values"))
     try:
         value = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Refused(Refusal(400, "The body must be a JSON object in UTF-8.", "invalid_json"))
+    _check_depth(value)
     return value
+
+
+def _check_depth(value: dict[str, Any]) -> None:
+    level: list[Any] = [value]
+    for _ in range(LIMITS.depth):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise Refused(Refusal(400, f"The body is nested more than {LIMITS.depth} levels deep.", "invalid_json"))
+
+
+def check_sizes(body: Mapping[str, Any]) -> None:
+    """What one request may ask for at once. Raises `Refused`."""
+    for name in ("n", "best_of"):
+        if isinstance(body.get(name), int) and body[name] > LIMITS.choices:
+            raise _too_many(name, LIMITS.choices)
+    for name, limit in (("stop", LIMITS.stops), ("input", LIMITS.inputs), ("prompt", LIMITS.inputs)):
+        value = body.get(name)
+        # A list of numbers is one text.
+        if isinstance(value, list) and len(value) > limit and not isinstance(value[0], int):
+            raise _too_many(name, limit)
+    if len(json.dumps(body.get("chat_template_kwargs"))) > LIMITS.template_values:
+        raise _too_many("chat_template_kwargs", LIMITS.template_values)
+    if sum(1 for name in _TEXTS for _ in _addresses(body.get(name), name)) > LIMITS.images:
+        raise Refused(Refusal(400, f"A request has at most {LIMITS.images} images.", "too_many_values", "messages"))
+
+
+def _too_many(name: str, limit: int) -> Refused:
+    return Refused(Refusal(400, f'"{name}" is at most {limit:,} here.', "too_many_values", name))
+
+
+def longest_answer(body: Mapping[str, Any]) -> int:
+    """Tokens that the answer may have; where the request does not say, what is usual."""
+    asked = [body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
+    longest = next((value for value in asked if isinstance(value, int) and value > 0), _USUAL_ANSWER)
+    choices = body.get("n")
+    return longest * (choices if isinstance(choices, int) and choices > 1 else 1)
 
 
 def domain_of(body: Mapping[str, Any], named: bytes | None) -> bytes:
@@ -117,6 +164,7 @@ def for_engine(body: dict[str, Any], salt: str) -> bytes:
 
 
 def _for_engine(body: dict[str, Any], salt: str) -> bytes:
+    check_sizes(body)
     for name, reason in REFUSED.items():
         if body.get(name):
             raise Refused(Refusal(400, f'"{name}" is not taken here: {reason}.', "unsupported_field", name))

@@ -22,6 +22,7 @@ from inference.gateway.advance import advance
 from inference.gateway.engines import EngineAnswer, EngineCut, Engines, EngineUnavailable
 from inference.gateway.failures import Refusal, Refused
 from inference.gateway.ledger import Account, Ledger
+from inference.gateway.load import Load
 from inference.gateway.notary import Notary
 from inference.gateway.usage import Usage, of_whole
 from inference.keys import DateNeeded, KeyRing, Replayed, ReplayMemoryFull
@@ -37,6 +38,10 @@ class _ClientGone(Exception):
     """The client left before its request was complete."""
 
 
+class _TooMuch(Exception):
+    """All that is arriving would take more memory than there is for it."""
+
+
 class SealedService:
     """Opens sealed requests, asks the engines, seals the answers."""
 
@@ -50,6 +55,8 @@ class SealedService:
         *,
         max_requests: int,
         request_seconds: float,
+        max_upload: int,
+        load: Load,
     ) -> None:
         self._keys = keys
         self._admission = admission
@@ -58,6 +65,9 @@ class SealedService:
         self._ledger = ledger
         self._max_requests = max_requests
         self._request_seconds = request_seconds
+        self._max_upload = max_upload
+        self._load = load
+        self._uploaded = 0
         self.in_progress = 0
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, make_opening: Callable[[], Opening]) -> None:
@@ -77,13 +87,16 @@ class SealedService:
             opening = make_opening()
             is_ehbp = isinstance(opening, EhbpOpening)
             async with asyncio.timeout(self._request_seconds):
-                await _receive(receive, opening)
+                await self._receive(receive, opening)
             exchange = opening.open()
             refused = self._spend(exchange)
         except (ChannelError, Replayed, TimeoutError) as error:
             await failures.of_channel(error, is_ehbp=is_ehbp).response()(scope, receive, send)
             return
         except _ClientGone:
+            return
+        except _TooMuch:
+            await failures.BUSY.response()(scope, receive, send)
             return
         except Exception as error:
             # Not one of the channel's: a fault of ours. The answer is as fixed as the others, the log has a name only.
@@ -101,6 +114,25 @@ class SealedService:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _receive(self, receive: Receive, opening: Opening) -> None:
+        """The whole request. What all that are arriving hold together is bounded: each alone may be large and slow."""
+        held = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGone
+                if data := message.get("body", b""):
+                    if self._uploaded + len(data) > self._max_upload:
+                        raise _TooMuch
+                    self._uploaded += len(data)
+                    held += len(data)
+                    opening.feed(data)
+                if not message.get("more_body", False):
+                    return
+        finally:
+            self._uploaded -= held
 
     def _spend(self, exchange: Exchange) -> Refusal | None:
         """What to say, sealed, to a request that cannot be told from a replay. Raises what is said in the clear."""
@@ -140,6 +172,10 @@ class SealedService:
         return asked
 
     async def _forward(self, call: EngineCall, exchange: Exchange, send: Send) -> None:
+        with self._load.holding(call):
+            await self._forward_to(call, exchange, send)
+
+    async def _forward_to(self, call: EngineCall, exchange: Exchange, send: Send) -> None:
         try:
             answer = await self._engines.send(call)
         except EngineUnavailable:
@@ -207,17 +243,6 @@ def _date(exchange: Exchange) -> float | None:
         return parsedate_to_datetime(said.decode("ascii")).timestamp() if said is not None else None
     except (ChannelError, ValueError, TypeError, OverflowError):
         return None
-
-
-async def _receive(receive: Receive, opening: Opening) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        if data := message.get("body", b""):
-            opening.feed(data)
-        if not message.get("more_body", False):
-            return
 
 
 async def _disconnect(receive: Receive) -> None:

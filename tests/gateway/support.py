@@ -24,9 +24,12 @@ from inference.channel import keyconfig
 from inference.config import Config
 from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
+from inference.gateway.connections import Guard
 from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService
 from inference.gateway.ledger import ledger
+from inference.gateway.limits import LIMITS, GatewayLimits
+from inference.gateway.load import Load
 from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
 from inference.keys import REPLAY_LIMIT, KeyRing
@@ -105,7 +108,12 @@ class RunningGateway(Wire):
 
 @contextmanager
 def running_gateway(
-    config: Config, folder: Path, *, serving: bool = True, replay_limit: int = REPLAY_LIMIT
+    config: Config,
+    folder: Path,
+    *,
+    serving: bool = True,
+    replay_limit: int = REPLAY_LIMIT,
+    limits: GatewayLimits = LIMITS,
 ) -> Iterator[RunningGateway]:
     """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread."""
     engine = ScriptedEngine()
@@ -152,6 +160,8 @@ def running_gateway(
             ledger(records),
             max_requests=config.server.max_requests,
             request_seconds=config.server.request_seconds,
+            max_upload=config.server.max_upload_mib << 20,
+            load=Load(config.models),
         )
         evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), claims)
         app = create_gateway(
@@ -164,8 +174,9 @@ def running_gateway(
             admission=admission,
             sealed=sealed,
         )
+        guard = Guard(config.server.max_connections, config.server.request_seconds, limits)
         server = uvicorn.Server(
-            uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="critical")
+            uvicorn.Config(app, port=0, http=guard.protocol(), lifespan="off", access_log=False, log_level="critical")
         )
         holder.update(server=server, sealed=sealed)
         serving_task = asyncio.create_task(server.serve())
