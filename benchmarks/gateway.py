@@ -24,6 +24,7 @@ from attestation.simulated.device import SimulatedCpu
 from benchmarks import load, stats
 from benchmarks.load import Arm, Sample
 from deploy.demo.processes import CONFIG
+from inference.assembly import callers, callers_file
 from inference.config import parse
 from inference.gateway.admission import Admission
 from inference.gateway.app import create_gateway
@@ -71,12 +72,12 @@ def _engine(path: str) -> None:
     web.run_app(app, path=path, print=None)
 
 
-def _gateway(path: str, port: int) -> None:
+def gateway_process(path: str, port: int) -> None:
     config = parse(CONFIG.read_bytes())
     keys = KeyRing(time.time, 3600, 600)
 
     async def serve() -> None:
-        admission = Admission(config)
+        admission = Admission(config, callers(config, callers_file(config)))
         pool = Engines({model.id: Path(path) for model in config.models})
         for model in config.models:
             pool.open(model.id)
@@ -116,7 +117,7 @@ def _gateway(path: str, port: int) -> None:
 async def _measure(options: argparse.Namespace, path: Path, pid: int) -> None:
     url = f"http://127.0.0.1:{options.port}"
     plaintext: Arm = load.Plaintext(path)
-    sealed: Arm = await _connect(url)
+    sealed: Arm = await connect(url)
     body = json.dumps(
         {"model": "latest", "stream": True, "messages": [], "stream_options": {"include_usage": True}}
     ).encode()
@@ -158,7 +159,7 @@ async def _spread(arm: Arm, body: bytes, i: int, sample: Sample) -> None:
     await arm.ask(body, sample)
 
 
-async def _connect(url: str) -> Arm:
+async def connect(url: str) -> Arm:
     for _ in range(100):
         try:
             return await load.Sealed.connect(url)
@@ -191,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine.sock"
         engine = spawn.Process(target=_engine, args=(str(path),), daemon=True)
-        gateway = spawn.Process(target=_gateway, args=(str(path), options.port), daemon=True)
+        gateway = spawn.Process(target=gateway_process, args=(str(path), options.port), daemon=True)
         engine.start()
         gateway.start()
         try:

@@ -1,4 +1,4 @@
-"""The command line: `cloister serve | preflight | proxy | policy | models`."""
+"""The command line: `cloister serve | preflight | proxy | policy | models | callers`."""
 
 import logging
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from inference.callers_commands import callers
 from inference.models_commands import models
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -111,6 +112,7 @@ def init(upstream: str, out: Path | None) -> None:
 
 
 main.add_command(models)
+main.add_command(callers)
 
 
 if __name__ == "__main__":

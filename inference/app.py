@@ -9,6 +9,7 @@ import datetime
 import importlib.metadata
 import logging
 import os
+import signal
 import time
 
 import uvloop
@@ -44,6 +45,8 @@ _log = logging.getLogger("cloister")
 _VENDOR_SECONDS, _VENDOR_PAUSE_S = 600.0, 1.0
 """How long the first evidence waits for certificates from a vendor; after a failure that is asked again in minutes."""
 _REFRESH_S = 60.0
+_CALLERS_S = 2.0
+"""Between two looks at the list of callers."""
 
 
 class Backend:
@@ -56,6 +59,8 @@ class Backend:
         self._manifests = {model.id: assembly.manifest(model, self._folders[model.id]) for model in config.models}
         self._pool = Engines({model.id: assembly.socket_path(config, model) for model in config.models})
         self._keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
+        self._callers_file = assembly.callers_file(config)
+        self._callers = assembly.callers(config, self._callers_file)
         self._notary = Notary({name: manifest.root for name, manifest in self._manifests.items()}, time.time)
         metering = config.metering
         self._records = Records(metering.records, metering.token_bucket) if metering.records is not None else None
@@ -74,7 +79,7 @@ class Backend:
         """Serves until a signal or a failed step. Whether it ended well."""
         config = self._config
         names_only(asyncio.get_running_loop())
-        admission = Admission(config)
+        admission = Admission(config, self._callers)
         gateway = create_gateway(
             replica=config.server.replica,
             padding=config.channel.padding,
@@ -106,12 +111,14 @@ class Backend:
         starting = asyncio.create_task(self._start(server))
         rotating = asyncio.create_task(self._rotate())
         refreshing = asyncio.create_task(self._refresh())
+        reading = asyncio.create_task(self._read_callers())
         try:
             await server.serve(sockets=[listen(config.server.host, config.server.port)])
         finally:
-            for task in (starting, rotating, refreshing):
+            tasks = (starting, rotating, refreshing, reading)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(starting, rotating, refreshing, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._pool.close()
             await self._fleet.stop()
             if self._records is not None:
@@ -223,6 +230,15 @@ class Backend:
         await self._fleet.check()
         if not self._fleet.alive:
             raise StepFailed("no model passed its canary: " + "; ".join(self._fleet.reasons))
+
+    async def _read_callers(self) -> None:
+        file = self._callers_file
+        if file is None:
+            return
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: file.refresh(self._callers, force=True))
+        while True:
+            await asyncio.sleep(_CALLERS_S)
+            file.refresh(self._callers)
 
     async def _rotate(self) -> None:
         while True:

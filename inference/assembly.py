@@ -4,10 +4,12 @@ import datetime
 import resource
 import ssl
 import subprocess
+import time
 from pathlib import Path
 
 from attestation.devices import Devices
 from attestation.errors import CollectionError
+from inference.callers import Caller, Callers, CallersError, SignedFile
 from inference.config import Config, Model
 from inference.engine import cc_settings
 from inference.engine.canary import CanaryFailed, Golden, check
@@ -121,6 +123,28 @@ def runtime_directory(config: Config) -> None:
         folder.chmod(0o700)
     except OSError as error:
         raise StepFailed(f"engines.runtime_directory: {folder}: {error.strerror}") from error
+
+
+def callers_file(config: Config) -> SignedFile | None:
+    """The signed list of callers, where there is one."""
+    if config.callers.file is None or config.callers.signed_by is None:
+        return None
+    return SignedFile(config.callers.file, bytes.fromhex(config.callers.signed_by))
+
+
+def callers(config: Config, file: SignedFile | None) -> Callers:
+    """Who may ask."""
+    found: tuple[Caller, ...] | None = None
+    serial = 0
+    if config.callers.authentication == "keys":
+        found = tuple(Caller(name=digest[:12], key_sha256=digest) for digest in sorted(config.callers.key_sha256))
+    if file is not None:
+        try:
+            listed = file.load()
+        except CallersError as error:
+            raise StepFailed(f"callers.file: {config.callers.file}: {error}") from error
+        found, serial = listed.caller, listed.serial
+    return Callers(found, clock=time.time, monotonic=time.monotonic, serial=serial)
 
 
 def open_files(config: Config) -> None:

@@ -72,14 +72,20 @@ class Tls(_Section):
 class Callers(_Section):
     """Who may ask."""
 
-    authentication: Literal["none", "keys"]
+    authentication: Literal["none", "keys", "file"]
     key_sha256: frozenset[Digest] = frozenset()
-    """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`."""
+    """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`. These have no limits."""
+    file: Path | None = None
+    """A signed list of callers with their limits (docs/callers.md), read again when it changes, and on SIGHUP."""
+    signed_by: Digest | None = None
+    """Ed25519 public key, in hexadecimal, that has to have signed it (`cloister callers signing-key`)."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.authentication == "keys") != bool(self.key_sha256):
             raise ValueError('authentication = "keys" needs at least one key_sha256, and only it has them')
+        if (self.authentication == "file") != (self.file is not None and self.signed_by is not None):
+            raise ValueError('authentication = "file" needs file and signed_by, and only it has them')
         return self
 
 

@@ -3,17 +3,17 @@
 An allow-list decides: whatever else the engine offers is unreachable. `rewrite` says what becomes of the body.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from inference.channel.bhttp import Fields, field
+from inference.callers import ANYONE, Caller, Callers, Hold
+from inference.channel.bhttp import field
 from inference.channel.exchange import InnerRequest
 from inference.config import Config, Model
 from inference.gateway import rewrite
-from inference.gateway.failures import BAD_KEY, Refusal, Refused
+from inference.gateway.failures import Refusal, Refused
 from inference.gateway.rewrite import CacheSalts
 
 Task = Literal["generate", "embed"]
@@ -38,8 +38,10 @@ class EngineCall:
     path: str
     body: bytes
     stream: bool
-    caller: str = "anyone"
+    caller: str = ANYONE.name
     """The name that records have for whoever asked."""
+    hold: Hold | None = None
+    """What it has of its caller's limits; to be ended."""
     hide_usage: bool = False
     """Whether the stream's event of usage is for us only."""
     tokens: int = 0
@@ -52,18 +54,18 @@ class EngineCall:
 class Admission:
     """Decides on opened requests."""
 
-    def __init__(self, config: Config) -> None:
-        self._callers = config.callers
+    def __init__(self, config: Config, callers: Callers) -> None:
+        self._callers = callers
         self._models = {name: model for model in config.models for name in (model.id, *model.aliases)}
         self.model_list = _model_list(config.models)
         self._salts = CacheSalts()
 
     def admit(self, request: InnerRequest) -> EngineCall | bytes:
         """What to ask of which engine, or the model list for `GET /v1/models`. Raises `Refused`."""
-        key = self._authenticate(request.fields)
+        caller, key = self._callers.authenticate(request.fields)
         path = request.path.partition("?")[0]
         if path == MODELS_PATH or path.startswith(MODELS_PATH + "/"):
-            return self._list(request.method, path)
+            return self._list(request.method, path, caller)
         task = ROUTES.get(path)
         if task is None:
             raise Refused(
@@ -71,8 +73,18 @@ class Admission:
             )
         if request.method != "POST":
             raise Refused(Refusal(405, f"{path} takes POST.", "method_not_allowed"))
+        hold = self._callers.begin(caller)
+        try:
+            return self._admit(request, path, task, caller, key, hold)
+        except BaseException:
+            hold.end()
+            raise
+
+    def _admit(
+        self, request: InnerRequest, path: str, task: Task, caller: Caller, key: bytes, hold: Hold
+    ) -> EngineCall:
         body = rewrite.parse(request.body)
-        model = self._model(body, task, path)
+        model = self._model(body, task, path, caller)
         stream = body.get("stream")
         if stream is not None and not isinstance(stream, bool):
             raise Refused(Refusal(400, '"stream" must be true or false.', param="stream"))
@@ -80,56 +92,47 @@ class Admission:
         body, hide_usage = rewrite.ask_for_usage(body, path)
         for_engine = rewrite.for_engine(body, self._salts.salt(key, domain))
         tokens = len(for_engine) // 4 + rewrite.longest_answer(body)
-        return EngineCall(model, path, for_engine, bool(stream), _caller(key), hide_usage, tokens)
+        self._callers.reserve(hold, tokens)
+        return EngineCall(model, path, for_engine, bool(stream), caller.name, hold, hide_usage, tokens)
 
-    def _authenticate(self, fields: Fields) -> bytes:
-        """The caller's API key; empty where none is asked for. Raises `Refused`."""
-        if self._callers.authentication == "none":
-            return b""
-        key = field(fields, b"x-api-key")
-        if key is None:
-            scheme, _, key = (field(fields, b"authorization") or b"").partition(b" ")
-            key = key.strip() if scheme.lower() == b"bearer" else b""
-        # A lookup by digest: its time tells nothing about an accepted key.
-        if not key or hashlib.sha256(key).hexdigest() not in self._callers.key_sha256:
-            raise Refused(BAD_KEY)
-        return key
-
-    def _list(self, method: str, path: str) -> bytes:
+    def _list(self, method: str, path: str, caller: Caller) -> bytes:
         if method != "GET":
             raise Refused(Refusal(405, f"{MODELS_PATH} takes GET.", "method_not_allowed"))
         if path == MODELS_PATH:
-            return json.dumps(self.model_list).encode()
+            return json.dumps({**self.model_list, "data": self._entries(caller)}).encode()
         name = path.removeprefix(MODELS_PATH + "/")
-        entry = next((item for item in self.model_list["data"] if item["id"] == name), None)
+        entry = next((item for item in self._entries(caller) if item["id"] == name), None)
         if entry is None:
-            raise self._unknown_model()
+            raise self._unknown_model(caller)
         return json.dumps(entry).encode()
 
-    def _model(self, body: dict[str, Any], task: Task, path: str) -> Model:
+    def _entries(self, caller: Caller) -> list[dict[str, Any]]:
+        """What the caller may use."""
+        return [
+            item
+            for item in self.model_list["data"]
+            if caller.models is None or self._models[item["id"]].id in caller.models
+        ]
+
+    def _model(self, body: dict[str, Any], task: Task, path: str, caller: Caller) -> Model:
         name = body.get("model")
         if not isinstance(name, str) or not name:
-            raise Refused(Refusal(400, f'"model" is missing. This backend has {self._names()}.', param="model"))
+            raise Refused(Refusal(400, f'"model" is missing. You may use {self._names(caller)}.', param="model"))
         model = self._models.get(name)
-        if model is None:
-            raise self._unknown_model()
+        if model is None or (caller.models is not None and model.id not in caller.models):
+            raise self._unknown_model(caller)
         if model.task != task:
             raise Refused(
                 Refusal(400, f"{model.id} is for {model.task}; {path} needs a model for {task}.", param="model")
             )
         return model
 
-    def _unknown_model(self) -> Refused:
-        message = f"The model does not exist. This backend has {self._names()}."
+    def _unknown_model(self, caller: Caller) -> Refused:
+        message = f"The model does not exist, or your key is not for it. You may use {self._names(caller)}."
         return Refused(Refusal(404, message, "model_not_found", "model"))
 
-    def _names(self) -> str:
-        return ", ".join(item["id"] for item in self.model_list["data"])
-
-
-def _caller(key: bytes) -> str:
-    """A name that says which key, and not the key."""
-    return hashlib.sha256(key).hexdigest()[:12] if key else "anyone"
+    def _names(self, caller: Caller) -> str:
+        return ", ".join(item["id"] for item in self._entries(caller)) or "none"
 
 
 def _model_list(models: tuple[Model, ...]) -> dict[str, Any]:

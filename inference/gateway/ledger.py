@@ -20,14 +20,22 @@ class Account:
     async def settle(self, outcome: Outcome, usage: Usage) -> None:
         """Returns once the record is on the disk. Raises `MeteringFailed`."""
         self._settled = True
+        self._use(usage)
         if self._records is not None:
             await self._records.write(self._charge(outcome, usage))
 
     def close(self) -> None:
         """Records what was not settled: the client went away before the end, and the engine had worked."""
-        if not self._settled and self._records is not None:
-            self._settled = True
+        if self._settled:
+            return
+        self._settled = True
+        self._use(self.stream.usage)
+        if self._records is not None:
             self._records.note(self._charge("client_gone", self.stream.usage))
+
+    def _use(self, usage: Usage) -> None:
+        if self._call.hold is not None:
+            self._call.hold.used = usage.total
 
     def _charge(self, outcome: Outcome, usage: Usage) -> Charge:
         call = self._call

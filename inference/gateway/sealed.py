@@ -150,8 +150,12 @@ class SealedService:
             asked = self._ask(exchange)
             if isinstance(asked, bytes):
                 await _whole(send, exchange.answer(200, _JSON, asked, self._notary.closing(exchange, 200)))
-            else:
+                return
+            try:
                 await self._forward(asked, exchange, send)
+            finally:
+                if asked.hold is not None:
+                    asked.hold.end()
         except Refused as refused:
             await self._refuse(exchange, refused.refusal, send)
         except Exception as error:
@@ -168,6 +172,8 @@ class SealedService:
             raise Refused(failures.MALFORMED_INNER) from None
         asked = self._admission.admit(request)
         if isinstance(asked, EngineCall) and asked.stream and not exchange.can_stream:
+            if asked.hold is not None:
+                asked.hold.end()
             raise Refused(failures.STREAM_NEEDS_CHUNKS)
         return asked
 

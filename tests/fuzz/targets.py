@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from inference.callers import Callers
 from inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
 from inference.channel.bhttp import Content, Event, RequestHead, ResponseHead, Trailers
 from inference.channel.errors import ChannelError
@@ -28,7 +29,10 @@ LIMITS = Limits(message=4096, chunk=2048, frame=2064, chunks=64, control=512, fi
 _KEY = hpke.generate(KemId.X25519)
 _CONFIGURATION = KeyConfiguration(1, KemId.X25519, _KEY.public_bytes)
 _ROOT = Path(__file__).resolve().parents[2]
-_ADMISSION = Admission(parse((_ROOT / "deploy" / "config" / "demo.toml").read_bytes()))
+_ADMISSION = Admission(
+    parse((_ROOT / "deploy" / "config" / "demo.toml").read_bytes()),
+    Callers(None, clock=lambda: 0.0, monotonic=lambda: 0.0),
+)
 
 
 class Broken(Exception):

@@ -8,7 +8,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from aiohttp import web
 from attestation.collect import Collector, NoEndorsements, NoGpus
 from attestation.evidence import Claims, ModelClaim
 from attestation.simulated.device import SimulatedCpu
+from inference.assembly import callers, callers_file
 from inference.channel import keyconfig
 from inference.config import Config
 from inference.gateway.admission import Admission
@@ -104,6 +105,13 @@ class RunningGateway(Wire):
     keys: KeyRing
     lifecycle: Lifecycle
     sealed: SealedService
+    reread: Callable[[], None]
+    """Looks at the signed list of callers again."""
+
+
+def admission_of(config: Config) -> Admission:
+    """What a backend of this configuration lets through."""
+    return Admission(config, callers(config, callers_file(config)))
 
 
 @contextmanager
@@ -151,7 +159,9 @@ def running_gateway(
         pool = Engines({model.id: socket for model in config.models})
         for model in config.models:
             pool.open(model.id)
-        admission = Admission(config)
+        file = callers_file(config)
+        known = callers(config, file)
+        admission = Admission(config, known)
         sealed = SealedService(
             keys,
             admission,
@@ -178,7 +188,7 @@ def running_gateway(
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, http=guard.protocol(), lifespan="off", access_log=False, log_level="critical")
         )
-        holder.update(server=server, sealed=sealed)
+        holder.update(server=server, sealed=sealed, reread=lambda: file.refresh(known) if file else None)
         serving_task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
@@ -194,7 +204,7 @@ def running_gateway(
     thread.start()
     assert started.wait(20)
     try:
-        yield RunningGateway(holder["port"], engine, keys, lifecycle, holder["sealed"])
+        yield RunningGateway(holder["port"], engine, keys, lifecycle, holder["sealed"], holder["reread"])
     finally:
         holder["server"].should_exit = True
         holder["server"].force_exit = True

@@ -11,6 +11,7 @@ from inference.config import parse
 from inference.gateway.admission import Admission, EngineCall
 from inference.gateway.failures import Refused
 from inference.gateway.rewrite import REFUSED, CacheSalts, for_engine
+from tests.gateway.support import admission_of
 from tests.support import ROOT, config_text
 
 KEYS = ("sk-one", "sk-two")
@@ -19,7 +20,7 @@ BODY: dict[str, Any] = {"model": "demo/llama-awq", "messages": [{"role": "user",
 
 @pytest.fixture(scope="module")
 def admission() -> Admission:
-    return Admission(parse(config_text(port=0, runtime=ROOT / "var" / "run", api_keys=list(KEYS)).encode()))
+    return admission_of(parse(config_text(port=0, runtime=ROOT / "var" / "run", api_keys=list(KEYS)).encode()))
 
 
 def admit(admission: Admission, body: Any, key: str = KEYS[0], domain: bytes | None = None) -> dict[str, Any]:

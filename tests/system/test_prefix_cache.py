@@ -6,8 +6,9 @@ import re
 
 from inference.channel.exchange import InnerRequest
 from inference.config import parse
-from inference.gateway.admission import Admission, EngineCall
+from inference.gateway.admission import EngineCall
 from tests.conftest import RunningBackend
+from tests.gateway.support import admission_of
 from tests.support import ROOT, config_text
 from tests.system.test_answers import FAQ, ask_engine
 
@@ -17,7 +18,7 @@ PREFIX = " ".join(entry.answer for entry in itertools.islice(FAQ, 12))
 
 
 def test_callers_never_hit_each_others_prefix(backend: RunningBackend) -> None:
-    admission = Admission(parse(config_text(port=0, runtime=ROOT / "var" / "run", api_keys=list(KEYS)).encode()))
+    admission = admission_of(parse(config_text(port=0, runtime=ROOT / "var" / "run", api_keys=list(KEYS)).encode()))
     socket = backend.sockets[backend.llama]
 
     def hits() -> int:

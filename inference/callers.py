@@ -1,0 +1,288 @@
+"""Who may ask, for how much: API keys by their hash, limits per key, and a signed list that changes without a restart.
+
+A list is TOML:
+
+    serial = 7                            # of two lists the one with the higher serial counts
+    [[caller]]
+    name = "hospital-a"                   # what records and metrics call it
+    key_sha256 = "<64 hex digits>"        # of its API key: `cloister callers key` makes one
+    models = ["meta-llama/..."]           # all where left out
+    requests_per_minute = 60              # no limit where left out, like the two below
+    tokens_per_minute = 100_000           # prompts and answers
+    concurrent = 8                        # requests at a time
+    expires = 2027-01-01T00:00:00Z        # a time with a zone
+
+and beside it `<file>.sig`, the Ed25519 signature in hexadecimal over `SIGNED` and the file's bytes. The key that has to
+have signed it is in the measured configuration: the host, who holds the disk, cannot add a caller.
+"""
+
+import datetime
+import hashlib
+import hmac
+import logging
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from inference.channel.bhttp import Fields
+from inference.channel.bhttp import field as field_of
+from inference.gateway.failures import BAD_KEY, Refusal, Refused
+
+SIGNED = b"cloister callers v1\0"
+_log = logging.getLogger("cloister.callers")
+
+
+class CallersError(Exception):
+    """A list that cannot be used. The text says which line, and nothing of a key."""
+
+
+class Caller(BaseModel):
+    """One caller. Of its key only the SHA-256 is here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]{0,63}$")]
+    key_sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    models: frozenset[str] | None = Field(default=None, min_length=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrent: int | None = Field(default=None, ge=1)
+    expires: AwareDatetime | None = None
+
+
+class CallerList(BaseModel):
+    """A whole list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    serial: int = Field(ge=0)
+    caller: tuple[Caller, ...] = Field(min_length=1)
+
+    @classmethod
+    def parse(cls, data: bytes) -> "CallerList":
+        """Raises `CallersError`."""
+        try:
+            found = cls(**tomllib.loads(data.decode()))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
+            raise CallersError(f"it is not TOML: {error}") from error
+        except ValidationError as error:
+            # The place and what is wrong there, not the value: a key could stand where its hash belongs.
+            raise CallersError(
+                "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            ) from None
+        for what in ("name", "key_sha256"):
+            values = [getattr(caller, what) for caller in found.caller]
+            if len(set(values)) != len(values):
+                raise CallersError(f"two callers have the same {what}")
+        return found
+
+    @classmethod
+    def load(cls, path: Path, signed_by: bytes) -> "CallerList":
+        """A signed list. Raises `CallersError`."""
+        try:
+            data, signature = path.read_bytes(), path.with_name(path.name + ".sig").read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CallersError(f"it or its .sig cannot be read ({type(error).__name__})") from error
+        try:
+            Ed25519PublicKey.from_public_bytes(signed_by).verify(bytes.fromhex(signature), SIGNED + data)
+        except (InvalidSignature, ValueError) as error:
+            raise CallersError("it is not signed by callers.signed_by: `cloister callers sign` it again") from error
+        return cls.parse(data)
+
+
+ANYONE = Caller(name="anyone", key_sha256="0" * 64)
+"""Where no key is asked for."""
+
+
+@dataclass
+class _Bucket:
+    """Fills with `per_minute` a minute, and holds so many."""
+
+    per_minute: int
+    level: float
+    at: float
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until `amount` can be taken; 0 where it can now. More than it holds counts as all."""
+        self.level = min(self.per_minute, self.level + (now - self.at) * self.per_minute / 60)
+        self.at = now
+        missing = min(amount, self.per_minute) - self.level
+        return max(0.0, missing * 60 / self.per_minute)
+
+
+@dataclass
+class _Account:
+    requests: _Bucket | None
+    tokens: _Bucket | None
+    in_progress: int = 0
+
+
+@dataclass
+class Hold:
+    """What one request has of its caller's limits. `used`: the tokens it took, once known. To be ended in any case."""
+
+    account: _Account
+    reserved: int = 0
+    used: int | None = None
+    _ended: bool = field(default=False, repr=False)
+
+    def reserve(self, tokens: int, now: float) -> None:
+        """Takes what the request may cost. Raises `Refused`."""
+        bucket = self.account.tokens
+        if bucket is None:
+            return
+        if wait := bucket.wait(tokens, now):
+            raise _limited("tokens per minute", wait)
+        bucket.level -= tokens
+        self.reserved = tokens
+
+    def end(self) -> None:
+        """Gives back what was not used. May be called twice."""
+        if self._ended:
+            return
+        self._ended = True
+        self.account.in_progress -= 1
+        if self.account.tokens is not None:
+            self.account.tokens.level += self.reserved - (self.used or 0)
+
+
+class Callers:
+    """The list in use. `clock`: Unix seconds, for expiry; `monotonic`: seconds, for rates."""
+
+    def __init__(
+        self,
+        callers: tuple[Caller, ...] | None,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        serial: int = 0,
+    ) -> None:
+        """`None`: no key is asked for."""
+        self._clock = clock
+        self._monotonic = monotonic
+        self._accounts: dict[str, tuple[Caller, _Account]] = {}
+        self._open = callers is None
+        self.serial = serial
+        self._use(callers or ())
+
+    def _use(self, callers: tuple[Caller, ...]) -> None:
+        self._by_digest = {caller.key_sha256: caller for caller in callers}
+        before, self._accounts = self._accounts, {}
+        for caller in (*callers, ANYONE):
+            # Whose limits stay keeps what it has used, so that a new list is no new minute.
+            old = before.get(caller.name)
+            same = old is not None and (old[0].requests_per_minute, old[0].tokens_per_minute) == (
+                caller.requests_per_minute,
+                caller.tokens_per_minute,
+            )
+            self._accounts[caller.name] = (caller, old[1] if old is not None and same else self._account(caller))
+
+    def _account(self, caller: Caller) -> _Account:
+        now = self._monotonic()
+        buckets = [
+            None if limit is None else _Bucket(limit, float(limit), now)
+            for limit in (caller.requests_per_minute, caller.tokens_per_minute)
+        ]
+        return _Account(*buckets)
+
+    def replace(self, found: CallerList) -> None:
+        """Uses another list from now on; requests in progress end as they are. Raises `CallersError` for an old one."""
+        if found.serial < self.serial:
+            raise CallersError(f"its serial {found.serial} is older than {self.serial}, which is in use")
+        self.serial = found.serial
+        self._use(found.caller)
+
+    def authenticate(self, fields: Fields) -> tuple[Caller, bytes]:
+        """The caller and its API key. Raises `Refused`."""
+        if self._open:
+            return ANYONE, b""
+        key = field_of(fields, b"x-api-key")
+        if key is None:
+            scheme, _, key = (field_of(fields, b"authorization") or b"").partition(b" ")
+            key = key.strip() if scheme.lower() == b"bearer" else b""
+        digest = hashlib.sha256(key).hexdigest()
+        # Found by the digest of what was sent: the time that takes tells of digests that nobody chooses, not of keys.
+        caller = self._by_digest.get(digest)
+        if not key or caller is None or not hmac.compare_digest(caller.key_sha256, digest):
+            raise Refused(BAD_KEY)
+        if caller.expires is not None and self._clock() >= caller.expires.timestamp():
+            raise Refused(BAD_KEY)
+        return caller, key
+
+    def begin(self, caller: Caller) -> Hold:
+        """Counts a request. Raises `Refused`."""
+        _, account = self._accounts.get(caller.name, (caller, None))
+        if account is None:
+            # Revoked since it was authenticated.
+            raise Refused(BAD_KEY)
+        if caller.concurrent is not None and account.in_progress >= caller.concurrent:
+            raise _limited("requests at a time", 1)
+        if account.requests is not None:
+            if wait := account.requests.wait(1, self._monotonic()):
+                raise _limited("requests per minute", wait)
+            account.requests.level -= 1
+        account.in_progress += 1
+        return Hold(account)
+
+    def reserve(self, hold: Hold, tokens: int) -> None:
+        """Counts what the request may cost. Raises `Refused`."""
+        hold.reserve(tokens, self._monotonic())
+
+    def __repr__(self) -> str:
+        return f"Callers({len(self._by_digest)}, serial {self.serial})"
+
+
+class SignedFile:
+    """A list on a disk, looked at again and again."""
+
+    def __init__(self, path: Path, signed_by: bytes) -> None:
+        self._path = path
+        self._signed_by = signed_by
+        self._seen = self._state()
+
+    def load(self) -> CallerList:
+        """Raises `CallersError`."""
+        return CallerList.load(self._path, self._signed_by)
+
+    def refresh(self, callers: Callers, *, force: bool = False) -> None:
+        """Uses the file where it changed. A list that cannot be used changes nothing, and the log says why."""
+        state = self._state()
+        if state == self._seen and not force:
+            return
+        self._seen = state
+        try:
+            callers.replace(self.load())
+        except CallersError as error:
+            _log.error("%s is not used, and the callers stay as they are: %s", self._path, error)
+        else:
+            _log.info("%r are in use", callers)
+
+    def _state(self) -> tuple[object, ...]:
+        found: list[object] = []
+        for path in (self._path, self._path.with_name(self._path.name + ".sig")):
+            try:
+                about = path.stat()
+                found.append((about.st_ino, about.st_size, about.st_mtime_ns))
+            except OSError:
+                found.append(None)
+        return tuple(found)
+
+
+def _limited(what: str, wait: float) -> Refused:
+    seconds = max(1, math.ceil(wait))
+    message = f"Your API key's {what} are used up. Try again in {seconds} s."
+    return Refused(Refusal(429, message, "rate_limit_exceeded", retry_after_s=seconds))
+
+
+def expires_text(caller: Caller) -> str:
+    """For a person."""
+    if caller.expires is None:
+        return "never"
+    return caller.expires.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
