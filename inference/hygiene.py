@@ -31,9 +31,10 @@ KEPT = frozenset(
         "SSL_CERT_DIR",
         "HTTPS_PROXY",
         "NO_PROXY",
+        "LD_LIBRARY_PATH",
     ]
 )
-"""Names of the environment that a backend keeps: none holds a secret."""
+"""Names of the environment that a backend keeps. None is for secrets: a proxy that wants a password is not for here."""
 
 
 def clean_environment() -> None:

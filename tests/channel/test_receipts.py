@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import replace
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -40,6 +41,13 @@ def test_it_is_a_compact_jws_that_says_what_it_is() -> None:
         "weights": _text(5),
         "usage": {"prompt_tokens": 12, "cached_tokens": 4, "completion_tokens": 345, "exact": True},
     }
+
+
+def test_a_jose_library_that_nobody_here_wrote_takes_it() -> None:
+    payload = jwt.decode(RECEIPT.sign(KEY), KEY.public_key(), algorithms=["EdDSA"], options={"verify_iat": False})
+    assert (payload["model"], payload["usage"]["completion_tokens"]) == ("demo/llama", 345)
+    with pytest.raises(jwt.InvalidSignatureError):
+        jwt.decode(RECEIPT.sign(Ed25519PrivateKey.generate()), KEY.public_key(), algorithms=["EdDSA"])
 
 
 @given(st.tuples(*[st.integers(0, 10**10 - 1)] * 3), st.booleans())
