@@ -24,6 +24,7 @@ from inference import assembly, hygiene
 from inference.channel import keyconfig
 from inference.config import Config
 from inference.engine.process import EngineError
+from inference.engine.supervisor import State
 from inference.engine.weights import WeightsError, check
 from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
@@ -40,6 +41,8 @@ from inference.lifecycle import Lifecycle, Step, StepFailed
 from inference.metering import Records
 from inference.progress import Shown
 from inference.server import Server, listen
+from inference.telemetry import Server as MetricsServer
+from inference.telemetry import Telemetry
 
 _log = logging.getLogger("cloister")
 _VENDOR_SECONDS, _VENDOR_PAUSE_S = 600.0, 1.0
@@ -80,6 +83,20 @@ class Backend:
         config = self._config
         names_only(asyncio.get_running_loop())
         admission = Admission(config, self._callers)
+        guard = Guard(config.server.max_connections, config.server.request_seconds)
+        telemetry = Telemetry(config.metering.token_bucket, lambda: self._gauges(guard, sealed))
+        sealed = SealedService(
+            self._keys,
+            admission,
+            self._pool,
+            self._notary,
+            ledger(self._records, telemetry),
+            max_requests=config.server.max_requests,
+            request_seconds=config.server.request_seconds,
+            max_upload=config.server.max_upload_mib << 20,
+            load=Load(config.models),
+            telemetry=telemetry,
+        )
         gateway = create_gateway(
             replica=config.server.replica,
             padding=config.channel.padding,
@@ -88,26 +105,22 @@ class Backend:
             keys=self._keys,
             evidence=self._evidence,
             admission=admission,
-            sealed=SealedService(
-                self._keys,
-                admission,
-                self._pool,
-                self._notary,
-                ledger(self._records),
-                max_requests=config.server.max_requests,
-                request_seconds=config.server.request_seconds,
-                max_upload=config.server.max_upload_mib << 20,
-                load=Load(config.models),
-            ),
+            sealed=sealed,
         )
         server = Server(
             gateway,
             self._tls,
-            guard=Guard(config.server.max_connections, config.server.request_seconds),
+            guard=guard,
             drain_seconds=config.server.drain_seconds,
             draining=self._drain,
             cut=self._cut,
         )
+        metrics = MetricsServer(telemetry, config.telemetry.port) if config.telemetry.port is not None else None
+        if metrics is not None:
+            try:
+                await metrics.start()
+            except OSError as error:
+                raise StepFailed(f"telemetry.port {config.telemetry.port}: {error.strerror}") from error
         starting = asyncio.create_task(self._start(server))
         rotating = asyncio.create_task(self._rotate())
         refreshing = asyncio.create_task(self._refresh())
@@ -119,11 +132,32 @@ class Backend:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if metrics is not None:
+                await metrics.stop()
             self._pool.close()
             await self._fleet.stop()
             if self._records is not None:
                 self._records.close()
         return self.lifecycle.step is not Step.FAILED
+
+    def _gauges(self, guard: Guard, sealed: SealedService) -> dict[str, list[tuple[dict[str, str], float]]]:
+        states = self._fleet.states
+        return {
+            "cloister_requests_in_progress": [({}, sealed.in_progress)],
+            "cloister_engine_requests": [({"model": name}, self._pool.in_progress(name)) for name in states],
+            "cloister_model_state": [
+                ({"model": name, "state": state}, float(state == found))
+                for name, found in states.items()
+                for state in State
+            ],
+            "cloister_step": [({"step": step}, float(step is self.lifecycle.step)) for step in Step],
+            "cloister_connections": [({}, len(guard.open))],
+            "cloister_connections_cut": [({}, guard.cut)],
+            "cloister_key_age_seconds": [({}, self._keys.age)],
+            "cloister_key_expires_seconds": [({}, self._keys.expires_at - time.time())],
+            "cloister_evidence_rounds": [({}, self._evidence.rounds)],
+            "cloister_evidence_failures": [({}, self._evidence.failures)],
+        }
 
     def _drain(self) -> None:
         if self.lifecycle.serving:

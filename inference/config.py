@@ -159,6 +159,13 @@ class Metering(_Section):
     """Tokens are rounded up to a multiple of this: an exact length tells about what was said."""
 
 
+class Telemetry(_Section):
+    """What operators see."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """`GET /metrics` for Prometheus, on 127.0.0.1 only: its collector runs on this machine. Unset: none."""
+
+
 class Model(_Section):
     """One model, one engine."""
 
@@ -199,6 +206,7 @@ class Config(_Section):
     evidence: Evidence
     engines: Engines
     metering: Metering = Metering()
+    telemetry: Telemetry = Telemetry()
     models: tuple[Model, ...] = Field(min_length=1)
     sha256: bytes = Field(exclude=True)
 

@@ -124,6 +124,11 @@ class KeyRing:
         return self._generations[0].made_at + self._lifetime
 
     @property
+    def age(self) -> float:
+        """Seconds since the announced keys were made."""
+        return self._now() - self._generations[0].made_at
+
+    @property
     def expires_at(self) -> float:
         """When the announced keys are answered for the last time, if nothing replaces them earlier."""
         self.refresh()

@@ -66,6 +66,8 @@ class EvidenceService:
         self._worker: asyncio.Task[None] | None = None
         self._next_start = 0.0
         self._answering = 0
+        self.rounds = 0
+        self.failures = 0
 
     async def collected(self, nonce: bytes) -> Round:
         """The round that has this 32-byte nonce. Raises `EvidenceUnavailable`, `EvidenceBusy`."""
@@ -119,12 +121,14 @@ class EvidenceService:
             try:
                 collected = await asyncio.to_thread(self._collector.collect, self._claims(), list(asked))
             except AttestationError as error:
+                self.failures += 1
                 # About devices and vendors: nothing of a client is in it. Clients are told a fixed text.
                 _log.error("collecting evidence failed: %s", error)
                 for future in asked.values():
                     future.set_exception(EvidenceUnavailable(str(error), soon=isinstance(error, NotThereYet)))
                     future.exception()  # Retrieved: whoever asked may be gone.
             else:
+                self.rounds += 1
                 for place, future in enumerate(asked.values()):
                     future.set_result(collected)
                     # A round may have thousands, and each answer takes the loop's time: inference goes between them.

@@ -26,6 +26,7 @@ from inference.gateway.load import Load
 from inference.gateway.notary import Notary
 from inference.gateway.usage import Usage, of_whole
 from inference.keys import DateNeeded, KeyRing, Replayed, ReplayMemoryFull
+from inference.telemetry import Telemetry
 
 _log = logging.getLogger("cloister.gateway")
 _JSON = ((b"content-type", b"application/json"),)
@@ -57,6 +58,7 @@ class SealedService:
         request_seconds: float,
         max_upload: int,
         load: Load,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._keys = keys
         self._admission = admission
@@ -67,6 +69,7 @@ class SealedService:
         self._request_seconds = request_seconds
         self._max_upload = max_upload
         self._load = load
+        self._telemetry = telemetry
         self._uploaded = 0
         self.in_progress = 0
 
@@ -91,7 +94,10 @@ class SealedService:
             exchange = opening.open()
             refused = self._spend(exchange)
         except (ChannelError, Replayed, TimeoutError) as error:
-            await failures.of_channel(error, is_ehbp=is_ehbp).response()(scope, receive, send)
+            problem = failures.of_channel(error, is_ehbp=is_ehbp)
+            if self._telemetry is not None:
+                self._telemetry.unopened(problem.status)
+            await problem.response()(scope, receive, send)
             return
         except _ClientGone:
             return
@@ -182,11 +188,15 @@ class SealedService:
             await self._forward_to(call, exchange, send)
 
     async def _forward_to(self, call: EngineCall, exchange: Exchange, send: Send) -> None:
+        account = self._ledger(call)
         try:
             answer = await self._engines.send(call)
         except EngineUnavailable:
+            account.void()
             raise Refused(failures.ENGINE_DOWN) from None
-        account = self._ledger(call)
+        except asyncio.CancelledError:
+            account.close()
+            raise
         try:
             if (field(answer.fields, b"content-type") or b"").startswith(_EVENT_STREAM):
                 await self._stream(call, answer, account, exchange, send)
@@ -238,6 +248,8 @@ class SealedService:
         await send({"type": "http.response.body", "body": last + exchange.end(closing), "more_body": False})
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
+        if self._telemetry is not None:
+            self._telemetry.refused(refusal.code)
         closing = self._notary.closing(exchange, refusal.status)
         await _whole(send, exchange.answer(refusal.status, refusal.fields(), refusal.body(), closing))
 

@@ -5,6 +5,7 @@ it is taken out again, so that the stream is what the client asked for.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,9 @@ class StreamUsage:
         self._request_bytes = request_bytes
         self._hidden = hidden
         self._held = b""
-        self._events = 0
+        self.events = 0
+        self.first_at = 0.0
+        """When the first event came, by the monotonic clock's seconds."""
         self._counts: dict[str, int] = {}
 
     def feed(self, data: bytes) -> bytes:
@@ -76,7 +79,9 @@ class StreamUsage:
                 return b""
             self._held = data[end:]
             data = data[:end]
-        self._events += data.count(_EVENT_END)
+        if not self.events:
+            self.first_at = time.monotonic()
+        self.events += data.count(_EVENT_END)
         # No text of a model can hold these bytes: inside JSON a quotation mark is escaped.
         return data if _NAMED not in data else self._read(data)
 
@@ -89,7 +94,7 @@ class StreamUsage:
     def usage(self) -> Usage:
         """The engine's count, or an estimate where it never came."""
         found = _usage(self._counts)
-        return found if found is not None else Usage(self._request_bytes // 4, 0, self._events, exact=False)
+        return found if found is not None else Usage(self._request_bytes // 4, 0, self.events, exact=False)
 
     def _read(self, data: bytes) -> bytes:
         kept = []

@@ -36,6 +36,7 @@ from inference.gateway.sealed import SealedService
 from inference.keys import REPLAY_LIMIT, KeyRing
 from inference.lifecycle import Lifecycle, Step
 from inference.metering import Records
+from inference.telemetry import Telemetry
 from tests.support import Wire
 
 USAGE = {"prompt_tokens": 21, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}}
@@ -107,6 +108,7 @@ class RunningGateway(Wire):
     sealed: SealedService
     reread: Callable[[], None]
     """Looks at the signed list of callers again."""
+    telemetry: Telemetry
 
 
 def admission_of(config: Config) -> Admission:
@@ -128,6 +130,7 @@ def running_gateway(
     keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s, replay_limit)
     notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
     metering = config.metering
+    telemetry = Telemetry(metering.token_bucket, dict)
     records = Records(metering.records, metering.token_bucket) if metering.records is not None else None
     lifecycle = Lifecycle(step=Step.SERVING if serving else Step.CANARY)
     socket = folder / "engine.sock"
@@ -167,11 +170,12 @@ def running_gateway(
             admission,
             pool,
             notary,
-            ledger(records),
+            ledger(records, telemetry),
             max_requests=config.server.max_requests,
             request_seconds=config.server.request_seconds,
             max_upload=config.server.max_upload_mib << 20,
             load=Load(config.models),
+            telemetry=telemetry,
         )
         evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), claims)
         app = create_gateway(
@@ -204,7 +208,7 @@ def running_gateway(
     thread.start()
     assert started.wait(20)
     try:
-        yield RunningGateway(holder["port"], engine, keys, lifecycle, holder["sealed"], holder["reread"])
+        yield RunningGateway(holder["port"], engine, keys, lifecycle, holder["sealed"], holder["reread"], telemetry)
     finally:
         holder["server"].should_exit = True
         holder["server"].force_exit = True

@@ -128,7 +128,8 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
     changes = {"ready_seconds": "240\nhung_seconds = 4", "max_requests": "6"}
     text = config_text(port=port, runtime=folder / "run", api_keys=[canaries["key"].data.decode()], changes=changes)
     text = re.sub(r'(?ms)^\[\[models\]\]\nid = "demo/gemma3".*?(?=^\[\[models\]\])', "", text)
-    text += f'\n[metering]\nrecords = "{folder / "usage.jsonl"}"\n'
+    metrics = free_port()
+    text += f'\n[metering]\nrecords = "{folder / "usage.jsonl"}"\n[telemetry]\nport = {metrics}\n'
     (folder / "hunt.toml").write_text(text)
     since = time.time()
     ours = frozenset({os.getpid()})
@@ -157,6 +158,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
     try:
         wait_until_serving(f"http://127.0.0.1:{port}", process, folder / "backend.log")
         found = Hunted(process, Wire(port), network, relay, folder, canaries, written, since)
+        found.metrics = Wire(metrics)  # type: ignore[attr-defined]
         found.configuration = network.configuration()  # type: ignore[attr-defined]
         yield found
     finally:
@@ -280,7 +282,12 @@ def _outside(h: Hunted) -> bytes:
             connection.connect(str(h.folder / "run" / name.replace("/", "-") / "engine.sock"))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             pages.append(b"".join(iter(lambda: connection.recv(65_536), b"")))
-    return b"".join(pages)
+    own = h.metrics.request("GET", "/metrics")[2]  # type: ignore[attr-defined]
+    assert b'cloister_requests_total{model="demo/llama-awq"' in own
+    assert b'cloister_model_state{model="demo/e5",state="live"} 1.0' in own
+    assert b"cloister_evidence_rounds" in own
+    assert h.metrics.request("GET", "/")[0] == 404  # type: ignore[attr-defined]
+    return b"".join((*pages, own))
 
 
 def test_nothing_of_a_conversation_is_found_anywhere(hunted: Hunted) -> None:
