@@ -209,7 +209,11 @@ class SealedService:
     async def _pass_whole(
         self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, send: Send
     ) -> None:
-        body = await _read_whole(answer)
+        try:
+            body = await _read_whole(answer)
+        except Refused:
+            await account.settle("cut", account.stream.usage)
+            raise
         if answer.status == HTTPStatus.BAD_REQUEST:
             body = failures.of_engine(body)
         used = of_whole(body) if answer.status == HTTPStatus.OK else Usage(0, 0, 0)

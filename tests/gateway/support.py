@@ -63,6 +63,13 @@ class ScriptedEngine:
         script = body["messages"][0]["content"] if body.get("messages") else ""
         if script == "error":
             return web.json_response({"error": {"message": "scripted", "type": "BadRequestError"}}, status=400)
+        if script == "die mid-answer":
+            response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "100"})
+            await response.prepare(request)
+            await response.write(b'{"half": ')
+            assert request.transport is not None
+            request.transport.close()
+            return response
         if script == "die":
             assert request.transport is not None
             request.transport.close()

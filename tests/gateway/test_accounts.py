@@ -98,6 +98,13 @@ def test_a_stream_that_its_engine_cuts_is_estimated_and_says_so(metered: Metered
     assert line["outcome"] == "cut"
 
 
+def test_a_whole_answer_that_its_engine_cuts_is_no_clients_fault(metered: Metered) -> None:
+    response = metered.client.post(CHAT, json=chat("die mid-answer"))
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "engine_failed")
+    (line,) = metered.wait(1)
+    assert (line["outcome"], line["completion_tokens"]) == ("cut", 0)
+
+
 def test_a_client_that_leaves_pays_for_what_it_had(metered: Metered) -> None:
     with metered.client.stream("POST", CHAT, json=chat(stream=True, events=100, gap=0.05)) as response:
         for _ in zip(range(10), response.iter_lines(), strict=False):
