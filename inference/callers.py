@@ -21,6 +21,8 @@ import hashlib
 import hmac
 import logging
 import math
+import os
+import stat
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ from inference.channel.bhttp import field as field_of
 from inference.gateway.failures import BAD_KEY, Refusal, Refused
 
 SIGNED = b"cloister callers v1\0"
+_LARGEST = 4 << 20
 _log = logging.getLogger("cloister.callers")
 
 
@@ -63,7 +66,8 @@ class CallerList(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     serial: int = Field(ge=0)
-    caller: tuple[Caller, ...] = Field(min_length=1)
+    caller: tuple[Caller, ...]
+    """`caller = []`, written out, lets nobody in."""
 
     @classmethod
     def parse(cls, data: bytes) -> "CallerList":
@@ -79,6 +83,8 @@ class CallerList(BaseModel):
             ) from None
         for what in ("name", "key_sha256"):
             values = [getattr(caller, what) for caller in found.caller]
+            if ANYONE.name in values:
+                raise CallersError(f'the name "{ANYONE.name}" means that no key was asked for')
             if len(set(values)) != len(values):
                 raise CallersError(f"two callers have the same {what}")
         return found
@@ -87,7 +93,7 @@ class CallerList(BaseModel):
     def load(cls, path: Path, signed_by: bytes) -> "CallerList":
         """A signed list. Raises `CallersError`."""
         try:
-            data, signature = path.read_bytes(), path.with_name(path.name + ".sig").read_text().strip()
+            data, signature = _read(path), _read(path.with_name(path.name + ".sig")).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise CallersError(f"it or its .sig cannot be read ({type(error).__name__})") from error
         try:
@@ -122,6 +128,15 @@ class _Account:
     requests: _Bucket | None
     tokens: _Bucket | None
     in_progress: int = 0
+
+    def resized(self, full: "_Account") -> "_Account":
+        """This account with another's limits. Requests in progress hold it, so it stays the same object."""
+        for name in ("requests", "tokens"):
+            old, new = getattr(self, name), getattr(full, name)
+            if old is not None and new is not None:
+                new.level, new.at = min(old.level, float(new.per_minute)), old.at
+            setattr(self, name, new)
+        return self
 
 
 @dataclass
@@ -168,6 +183,7 @@ class Callers:
         self._clock = clock
         self._monotonic = monotonic
         self._accounts: dict[str, tuple[Caller, _Account]] = {}
+        self._latest = 0.0
         self._open = callers is None
         self.serial = serial
         self._use(callers or ())
@@ -176,13 +192,11 @@ class Callers:
         self._by_digest = {caller.key_sha256: caller for caller in callers}
         before, self._accounts = self._accounts, {}
         for caller in (*callers, ANYONE):
-            # Whose limits stay keeps what it has used, so that a new list is no new minute.
-            old = before.get(caller.name)
-            same = old is not None and (old[0].requests_per_minute, old[0].tokens_per_minute) == (
-                caller.requests_per_minute,
-                caller.tokens_per_minute,
-            )
-            self._accounts[caller.name] = (caller, old[1] if old is not None and same else self._account(caller))
+            # Who stays keeps what it has used and what is in progress: a new list is no new minute.
+            account = self._account(caller)
+            if caller.name in before:
+                account = before[caller.name][1].resized(account)
+            self._accounts[caller.name] = (caller, account)
 
     def _account(self, caller: Caller) -> _Account:
         now = self._monotonic()
@@ -196,8 +210,16 @@ class Callers:
         """Uses another list from now on; requests in progress end as they are. Raises `CallersError` for an old one."""
         if found.serial < self.serial:
             raise CallersError(f"its serial {found.serial} is older than {self.serial}, which is in use")
+        if found.serial == self.serial:
+            # Otherwise the host could go back and forth between two lists of one serial.
+            if {item.name: item for item in found.caller} != self._known():
+                raise CallersError(f"its serial {found.serial} is that of another list, which is in use: count it up")
+            return
         self.serial = found.serial
         self._use(found.caller)
+
+    def _known(self) -> dict[str, Caller]:
+        return {caller.name: caller for caller in self._by_digest.values()}
 
     def authenticate(self, fields: Fields) -> tuple[Caller, bytes]:
         """The caller and its API key. Raises `Refused`."""
@@ -212,7 +234,9 @@ class Callers:
         caller = self._by_digest.get(digest)
         if not key or caller is None or not hmac.compare_digest(caller.key_sha256, digest):
             raise Refused(BAD_KEY)
-        if caller.expires is not None and self._clock() >= caller.expires.timestamp():
+        # The host sets the clock: turned back, it would revive a key.
+        self._latest = max(self._latest, self._clock())
+        if caller.expires is not None and self._latest >= caller.expires.timestamp():
             raise Refused(BAD_KEY)
         return caller, key
 
@@ -261,6 +285,9 @@ class SignedFile:
             callers.replace(self.load())
         except CallersError as error:
             _log.error("%s is not used, and the callers stay as they are: %s", self._path, error)
+        except Exception as error:
+            # A fault of ours must not end the watch: a revocation would be passed over unnoticed.
+            _log.error("%s is not used: %s", self._path, type(error).__name__)
         else:
             _log.info("%r are in use", callers)
 
@@ -273,6 +300,18 @@ class SignedFile:
             except OSError:
                 found.append(None)
         return tuple(found)
+
+
+def _read(path: Path) -> bytes:
+    """A regular file of at most `_LARGEST` bytes: a pipe in its place would never end. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise OSError("too large")
+    return data
 
 
 def _limited(what: str, wait: float) -> Refused:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from inference.channel.padding import Padding
+from inference.ed25519 import small_order
 
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:+-]{0,199}$")]
@@ -86,6 +87,8 @@ class Callers(_Section):
             raise ValueError('authentication = "keys" needs at least one key_sha256, and only it has them')
         if (self.authentication == "file") != (self.file is not None and self.signed_by is not None):
             raise ValueError('authentication = "file" needs file and signed_by, and only it has them')
+        if self.signed_by is not None and small_order(bytes.fromhex(self.signed_by)):
+            raise ValueError("signed_by is no key: anybody could sign for it. `cloister callers signing-key` makes one")
         return self
 
 

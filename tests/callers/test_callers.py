@@ -1,6 +1,7 @@
 """Lists of callers and their limits, on clocks that the test moves; and through a gateway."""
 
 import hashlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from inference.__main__ import main
 from inference.callers import SIGNED, Caller, CallerList, Callers, CallersError
 from inference.channel.bhttp import field
-from inference.config import parse
+from inference.config import ConfigError, parse
+from inference.ed25519 import small_order
 from inference.gateway.failures import Refused
 from tests.gateway.support import RunningGateway, running_gateway
 from tests.support import Answer, config_text, sealed_chat
@@ -144,6 +146,7 @@ def test_a_new_list_is_no_new_minute_and_revokes_at_once() -> None:
         (listed(1, entry("a", "k", "expires = 2027-01-01T00:00:00")), "expires"),
         (listed(-1, entry("a", "k")), "serial"),
         ("serial = ", "TOML"),
+        (listed(1, entry("anyone", "k")), "no key was asked for"),
     ],
 )
 def test_a_list_that_says_anything_else_is_refused(text: str, says: str) -> None:
@@ -169,6 +172,62 @@ def test_only_the_configured_key_signs(tmp_path: Path) -> None:
     with pytest.raises(CallersError, match="not signed"):
         CallerList.load(path, SIGNED_BY)
     path.with_name("callers.toml.sig").unlink()
+    with pytest.raises(CallersError, match="cannot be read"):
+        CallerList.load(path, SIGNED_BY)
+
+
+def test_a_key_of_small_order_is_refused_since_anybody_signs_for_it(tmp_path: Path) -> None:
+    of_order_8 = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"
+    for y in (0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18, int.from_bytes(bytes.fromhex(of_order_8), "little")):
+        for sign in (0, 1 << 255):
+            assert small_order((y | sign).to_bytes(32, "little"))
+    assert not any(small_order(Ed25519PrivateKey.generate().public_key().public_bytes_raw()) for _ in range(100))
+    changes = {"authentication": f'"file"\nfile = "x"\nsigned_by = "{"0" * 64}"'}
+    with pytest.raises(ConfigError, match="anybody could sign"):
+        parse(config_text(port=0, runtime=tmp_path, changes=changes).encode())
+
+
+def test_another_list_with_the_same_serial_is_refused_and_the_same_one_is_no_change() -> None:
+    held, _ = callers(Clock())
+    first = CallerList.parse(listed(5, entry("a", "ka")).encode())
+    held.replace(first)
+    held.replace(first)
+    with pytest.raises(CallersError, match="another list"):
+        held.replace(CallerList.parse(listed(5, entry("a", "ka"), entry("b", "kb")).encode()))
+
+
+def test_an_empty_list_lets_nobody_in() -> None:
+    held, _ = callers(Clock())
+    held.replace(CallerList.parse(b"serial = 1\ncaller = []"))
+    assert refused(held.authenticate, ((b"x-api-key", b"ka"),)) == (401, None)
+
+
+def test_new_limits_give_no_new_minute_and_forget_no_request_in_progress() -> None:
+    held, caller = callers(Clock(), requests_per_minute=2, concurrent=1)
+    held.begin(caller)
+    held.replace(CallerList.parse(listed(1, entry("a", "ka", "requests_per_minute = 3\nconcurrent = 1")).encode()))
+    caller = held.authenticate(((b"x-api-key", b"ka"),))[0]
+    assert refused(held.begin, caller)[0] == 429, "one at a time still"
+    held.replace(CallerList.parse(listed(2, entry("a", "ka", "requests_per_minute = 3")).encode()))
+    caller = held.authenticate(((b"x-api-key", b"ka"),))[0]
+    held.begin(caller)
+    assert refused(held.begin, caller)[0] == 429, "the first one counts"
+
+
+def test_a_clock_that_goes_back_revives_no_key() -> None:
+    clock = Clock()
+    held, _ = callers(clock, expires="2027-01-15T08:00:01Z")
+    clock.now += 1
+    assert refused(held.authenticate, ((b"x-api-key", b"ka"),)) == (401, None)
+    clock.now -= 100
+    assert refused(held.authenticate, ((b"x-api-key", b"ka"),)) == (401, None)
+
+
+def test_a_pipe_in_the_files_place_does_not_hang(tmp_path: Path) -> None:
+    path = tmp_path / "callers.toml"
+    put(path, listed(1, entry("a", "k")))
+    path.unlink()
+    os.mkfifo(path)
     with pytest.raises(CallersError, match="cannot be read"):
         CallerList.load(path, SIGNED_BY)
 
