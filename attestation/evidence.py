@@ -8,7 +8,7 @@ from attestation.errors import EvidenceError
 from attestation.limits import LIMITS, Limits
 
 TASKS = frozenset({"generate", "embed"})
-PADDINGS = frozenset({"off", "pad"})
+PADDINGS = frozenset({"off", "pad", "constant"})
 SANDBOXES = frozenset({"full", "none"})
 CC_MODES = frozenset({"none", "off", "on", "devtools"})
 """Confidential computing of the GPUs; `none`: there is no GPU."""

@@ -104,7 +104,7 @@ class Policy:
             software=rules.Software("any"),
             replica=rules.Replica("any"),
             tls=rules.Tls("any"),
-            padding=rules.Padding(frozenset({"pad"})),
+            padding=rules.Padding(frozenset({"pad", "constant"})),
             sandbox=rules.Sandbox(frozenset({"full"})),
             age=rules.Age(maximum_s=300, clock_skew_s=60),
             models=rules.Models("any"),
@@ -119,7 +119,7 @@ class Policy:
             measurement=rules.Measurement("any"),
             gpu=hardware_rules.Gpu("none"),
             cc_mode=hardware_rules.CcMode(frozenset({"none"})),
-            padding=rules.Padding(frozenset({"off", "pad"})),
+            padding=rules.Padding(PADDINGS),
             sandbox=rules.Sandbox(frozenset({"full", "none"})),
         )
 

@@ -97,8 +97,8 @@ KEYS: Mapping[str, tuple[str, str]] = {
         'tls = ["<64 hexadecimal digits>"], tls = "none", or tls = "any"',
     ),
     "padding": (
-        'Accepted padding of lengths: "pad", "off".',
-        'padding = ["pad"], or padding = ["off", "pad"] where lengths do not matter',
+        'Accepted padding of lengths: "pad", "constant" (and of times), "off".',
+        'padding = ["constant", "pad"], or padding = ["constant", "off", "pad"] where lengths do not matter',
     ),
     "sandbox": (
         'Accepted isolation of the engines: "full", "none".',

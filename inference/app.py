@@ -99,7 +99,7 @@ class Backend:
         )
         gateway = create_gateway(
             replica=config.server.replica,
-            padding=config.channel.padding,
+            padding=config.channel.shape,
             lifecycle=self.lifecycle,
             model_states=lambda: self._fleet.states,
             keys=self._keys,

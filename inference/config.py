@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from inference.channel.exchange import Shape
 from inference.channel.padding import Padding
+from inference.channel.shaping import LARGEST, SMALLEST, Cells
 from inference.ed25519 import small_order
 
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -96,6 +98,13 @@ class Channel(_Section):
     """The sealed channel."""
 
     padding: Padding
+    """What lengths and times tell (docs/shaping.md). "constant" needs the three numbers that follow."""
+    cadence_ms: float | None = Field(default=None, gt=0, le=10_000)
+    """Between two chunks of an answer."""
+    chunk_bytes: int | None = Field(default=None, ge=SMALLEST, le=LARGEST)
+    """On the wire, framing included."""
+    least_chunks: int | None = Field(default=None, ge=1, le=65_536)
+    """Of the shortest answer; longer ones have twice as many, and so on."""
     key_lifetime_s: float = Field(gt=0)
     key_overlap_s: float = Field(ge=0)
 
@@ -106,6 +115,22 @@ class Channel(_Section):
                 f"key_overlap_s is at most {_OVERLAPS} times key_lifetime_s: all those keys are held at once"
             )
         return self
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = {self.cadence_ms is not None, self.chunk_bytes is not None, self.least_chunks is not None}
+        if given != {self.padding is Padding.CONSTANT}:
+            raise ValueError(
+                'padding = "constant" needs cadence_ms, chunk_bytes and least_chunks, and only it has them'
+            )
+        return self
+
+    @property
+    def shape(self) -> Shape:
+        """What the gateway does about an answer's lengths and times."""
+        if self.cadence_ms is None or self.chunk_bytes is None or self.least_chunks is None:
+            return self.padding
+        return Cells(self.chunk_bytes, self.least_chunks, self.cadence_ms / 1000)
 
 
 class Evidence(_Section):

@@ -2,6 +2,9 @@
 
 `OhttpOpening` and `EhbpOpening` take the sealed request as it arrives; `open()` gives the `Exchange` that alone can
 answer it, in one piece (`answer`) or as a stream (`begin`, `data`, `end`).
+
+Where the answer's shape is constant, all that these give is whole cells: `data` only keeps what came, `cell` gives the
+next cell, and `end` and `answer` give all cells to the last one.
 """
 
 import hashlib
@@ -9,14 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from http import HTTPStatus
 
 from inference.channel import bhttp, ehbp, ohttp
 from inference.channel.bhttp import Fields, RequestHead, ResponseHead
 from inference.channel.errors import ExchangeMisuse, MalformedMessage
-from inference.channel.hpke import PrivateKey
+from inference.channel.hpke import TAG_LENGTH, PrivateKey
 from inference.channel.keyconfig import KeyConfiguration
 from inference.channel.limits import DEFAULT_LIMITS, Limits
 from inference.channel.padding import EventPadder, Padding, bucket, pad_json
+from inference.channel.shaping import Cells, CellStream, EhbpBox, OhttpBox, whole
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Headers of the outer HTTP response."""
@@ -24,11 +29,18 @@ Headers = tuple[tuple[bytes, bytes], ...]
 Closing = Callable[[bytes], Fields]
 """Gives an answer's trailers, from the SHA-256 of its content."""
 
+Shape = Padding | Cells
+"""What is done about an answer's lengths."""
+
 _PIECE = 16_384
 """Plaintext bytes per chunk of a whole answer: what every receiver of chunked OHTTP takes."""
 _EVENT_STREAM = b"text/event-stream"
 # RFC 10036 asks intermediaries not to buffer; X-Accel-Buffering is nginx's word for it.
 _UNBUFFERED: Headers = ((b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store"))
+
+# EHBP's head is in the clear, and TLS shows its length: with constant answers a field fills it up to this many bytes.
+_HEAD_LENGTH = 512
+_HEAD_FILL = b"x-fill"
 
 
 class _State(Enum):
@@ -85,11 +97,17 @@ class Exchange(ABC):
     """What the request was sealed to (RFC 9458, 3)."""
     recipient: bytes
     """The public key in it."""
+    cells: Cells | None
+    """The shape of a constant answer."""
 
-    def __init__(self, padding: Padding) -> None:
+    def __init__(self, padding: Shape) -> None:
+        if padding is Padding.CONSTANT:
+            raise ValueError("a constant answer needs its cells")
         self._padding = padding
+        self.cells = padding if isinstance(padding, Cells) else None
         self._state = _State.OPENED
         self._events: EventPadder | None = None
+        self._stream: CellStream | None = None
         self._content = hashlib.sha256()
 
     @property
@@ -114,7 +132,13 @@ class Exchange(ABC):
         if not self.can_stream:
             raise ExchangeMisuse("this form of the protocol cannot stream")
         self._step(_Step.BEGIN)
-        if (bhttp.field(fields, b"content-type") or b"").startswith(_EVENT_STREAM):
+        is_events = (bhttp.field(fields, b"content-type") or b"").startswith(_EVENT_STREAM)
+        if isinstance(self._padding, Cells):
+            if not is_events:
+                raise ExchangeMisuse("only event streams are streamed in cells")
+            head, self._stream = self._begin_cells(status, fields, self._padding)
+            return head, b""
+        if is_events:
             self._events = EventPadder(self._padding)
         return self._begin(status, fields)
 
@@ -125,20 +149,39 @@ class Exchange(ABC):
             self._step(_Step.DATA)
         if self._events is not None:
             data = self._events.feed(data)
+        elif self._stream is not None:
+            self._stream.feed(data)
+            return b""
         if not data:
             return b""
         self._content.update(data)
         return self._seal(data)
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of a constant stream that no cell has taken yet."""
+        return self._stream.waiting if self._stream is not None else 0
+
+    def cell(self) -> bytes:
+        """The next cell of a constant stream, with what is ready."""
+        self._step(_Step.DATA)
+        if self._stream is None:
+            raise ExchangeMisuse("this answer is not made of cells")
+        return self._stream.cell()
+
     def end(self, closing: Closing | None = None) -> bytes:
         """The authenticated end. A stream left without it reads as cut. Ends the exchange."""
         self._step(_Step.END)
+        if self._stream is not None:
+            return self._stream.finish(lambda content: self._end_of_message(self._trailers(closing, content)))
         rest = self._events.finish() if self._events is not None else b""
         self._content.update(rest)
         return (self._seal(rest) if rest else b"") + self._end(self._trailers(closing))
 
-    def _trailers(self, closing: Closing | None) -> Fields:
-        return closing(self._content.digest()) if closing is not None and self.has_trailers else ()
+    def _trailers(self, closing: Closing | None, content: bytes | None = None) -> Fields:
+        if closing is None or not self.has_trailers:
+            return ()
+        return closing(content if content is not None else self._content.digest())
 
     def _step(self, step: _Step) -> None:
         try:
@@ -155,6 +198,10 @@ class Exchange(ABC):
     def _seal(self, data: bytes) -> bytes: ...
     @abstractmethod
     def _end(self, trailers: Fields) -> bytes: ...
+    @abstractmethod
+    def _begin_cells(self, status: int, fields: Fields, cells: Cells) -> tuple[OuterHead, CellStream]: ...
+    @abstractmethod
+    def _end_of_message(self, trailers: Fields) -> bytes: ...
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._state.name})"
@@ -163,7 +210,7 @@ class Exchange(ABC):
 class OhttpOpening:
     """Takes an encapsulated request's bytes."""
 
-    def __init__(self, media: ohttp.Media, keys: ohttp.Keys, padding: Padding, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, media: ohttp.Media, keys: ohttp.Keys, padding: Shape, limits: Limits = DEFAULT_LIMITS) -> None:
         self._media = media
         self._padding = padding
         self._limits = limits
@@ -192,7 +239,7 @@ class _OhttpExchange(Exchange):
         sealer: ohttp.ResponseSealer,
         enc: bytes,
         key_configuration: KeyConfiguration,
-        padding: Padding,
+        padding: Shape,
         limits: Limits,
     ) -> None:
         super().__init__(padding)
@@ -219,6 +266,8 @@ class _OhttpExchange(Exchange):
 
     def _answer(self, status: int, fields: Fields, body: bytes, trailers: Fields) -> tuple[OuterHead, bytes]:
         message = bhttp.encode(ResponseHead(status, fields), body, trailers)
+        if self.cells is not None:
+            return self._head(), self._in_cells(message, self.cells)
         if self._padding is Padding.PAD:
             message += bytes(bucket(len(message)) - len(message))
         if not self._media.chunked:
@@ -226,6 +275,21 @@ class _OhttpExchange(Exchange):
         start = self._sealer.start()
         pieces = [self._sealer.chunk(message[at : at + _PIECE]) for at in range(0, len(message), _PIECE)]
         return self._head(), start + b"".join(pieces) + self._sealer.final()
+
+    def _in_cells(self, message: bytes, cells: Cells) -> bytes:
+        if self._media.chunked:
+            return whole(cells, OhttpBox(self._sealer, cells.size), message)
+        # One ciphertext, as long as cells are.
+        around = len(self._sealer.nonce) + TAG_LENGTH
+        total = cells.total(-(-(len(message) + around) // cells.size)) * cells.size
+        return self._sealer.whole(message + bytes(total - around - len(message)))
+
+    def _begin_cells(self, status: int, fields: Fields, cells: Cells) -> tuple[OuterHead, CellStream]:
+        head = bhttp.encode_head(ResponseHead(status, fields))
+        return self._head(), CellStream(cells, OhttpBox(self._sealer, cells.size), head)
+
+    def _end_of_message(self, trailers: Fields) -> bytes:
+        return bhttp.encode_end(trailers)
 
     def _begin(self, status: int, fields: Fields) -> tuple[OuterHead, bytes]:
         head = bhttp.encode_head(ResponseHead(status, fields))
@@ -251,7 +315,7 @@ class EhbpOpening:
         fields: Fields,
         header: str,
         keys: tuple[PrivateKey, ...],
-        padding: Padding,
+        padding: Shape,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._clear = (method, path, fields)
@@ -275,7 +339,7 @@ class _EhbpExchange(Exchange):
     key_configuration = b""
 
     def __init__(
-        self, request: InnerRequest, sealer: ehbp.ResponseSealer, enc: bytes, recipient: bytes, padding: Padding
+        self, request: InnerRequest, sealer: ehbp.ResponseSealer, enc: bytes, recipient: bytes, padding: Shape
     ) -> None:
         super().__init__(padding)
         self.enc = enc
@@ -289,9 +353,17 @@ class _EhbpExchange(Exchange):
 
     def _head(self, status: int, fields: Fields) -> OuterHead:
         nonce = (ehbp.RESPONSE_HEADER.encode(), self._sealer.nonce.hex().encode())
-        return OuterHead(status, (nonce, *fields, *_UNBUFFERED))
+        headers = (nonce, *fields, *_UNBUFFERED)
+        if self.cells is not None:
+            length = sum(len(name) + len(value) + 4 for name, value in headers)
+            length += len(HTTPStatus(status).phrase)
+            headers += ((_HEAD_FILL, b"0" * (_HEAD_LENGTH - length)),)
+        return OuterHead(status, headers)
 
     def _answer(self, status: int, fields: Fields, body: bytes, trailers: Fields) -> tuple[OuterHead, bytes]:
+        if self.cells is not None:
+            box = EhbpBox(self._sealer, self.cells.size, is_stream=False)
+            return self._head(status, fields), whole(self.cells, box, body)
         is_json = (bhttp.field(fields, b"content-type") or b"").startswith(b"application/json")
         if self._padding is Padding.PAD and is_json:
             body = pad_json(body)
@@ -304,4 +376,11 @@ class _EhbpExchange(Exchange):
         return self._sealer.frame(data)
 
     def _end(self, trailers: Fields) -> bytes:
+        return b""
+
+    def _begin_cells(self, status: int, fields: Fields, cells: Cells) -> tuple[OuterHead, CellStream]:
+        box = EhbpBox(self._sealer, cells.size, is_stream=True)
+        return self._head(status, fields), CellStream(cells, box, b"")
+
+    def _end_of_message(self, trailers: Fields) -> bytes:
         return b""

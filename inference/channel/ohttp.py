@@ -212,8 +212,8 @@ class ResponseSealer:
     """Seals the one response of an opened request: `whole()`, or `start()`, `chunk()`s and `final()`."""
 
     def __init__(self, keys: _ResponseKeys, nonce: bytes | None = None) -> None:
-        self._nonce = nonce or os.urandom(keys.nonce_length)
-        self._sequence: Sequence | None = keys.sequence(self._nonce)
+        self.nonce = nonce or os.urandom(keys.nonce_length)
+        self._sequence: Sequence | None = keys.sequence(self.nonce)
         self._started = False
 
     def whole(self, message: bytes) -> bytes:
@@ -227,7 +227,7 @@ class ResponseSealer:
         if self._started:
             raise ExchangeMisuse("the response has already started")
         self._started = True
-        return self._nonce
+        return self.nonce
 
     def chunk(self, plaintext: bytes) -> bytes:
         """A non-final chunk of at least one byte, framed."""

@@ -21,6 +21,8 @@ class Padding(StrEnum):
 
     OFF = "off"
     PAD = "pad"
+    CONSTANT = "constant"
+    """Cells (`inference/channel/shaping.py`), of which more than the name has to be known."""
 
 
 def bucket(length: int) -> int:
@@ -45,6 +47,8 @@ class EventPadder:
     """
 
     def __init__(self, mode: Padding) -> None:
+        if mode is Padding.CONSTANT:
+            raise ValueError("cells are not made by a padder")
         self._pad = mode is Padding.PAD
         self._held = b""
 

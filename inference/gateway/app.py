@@ -9,8 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inference.channel import ehbp, keyconfig, ohttp
-from inference.channel.exchange import EhbpOpening, OhttpOpening
-from inference.channel.padding import Padding
+from inference.channel.exchange import EhbpOpening, OhttpOpening, Shape
 from inference.gateway import failures
 from inference.gateway.admission import MODELS_PATH, ROUTES, Admission
 from inference.gateway.evidence import EvidenceService
@@ -29,7 +28,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 def create_gateway(
     *,
     replica: str,
-    padding: Padding,
+    padding: Shape,
     lifecycle: Lifecycle,
     model_states: Callable[[], dict[str, str]],
     keys: KeyRing,

@@ -5,6 +5,7 @@ way leaves together.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
@@ -14,16 +15,17 @@ from starlette.types import Message, Receive, Scope, Send
 
 from inference.channel.bhttp import field
 from inference.channel.errors import ChannelError
-from inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, OuterHead
+from inference.channel.exchange import Closing, EhbpOpening, Exchange, OhttpOpening, OuterHead
 from inference.channel.limits import DEFAULT_LIMITS
 from inference.gateway import failures
 from inference.gateway.admission import Admission, EngineCall
 from inference.gateway.advance import advance
-from inference.gateway.engines import EngineAnswer, EngineCut, Engines, EngineUnavailable
+from inference.gateway.engines import EngineAnswer, EngineCut, Engines, EngineUnavailable, Sink
 from inference.gateway.failures import Refusal, Refused
 from inference.gateway.ledger import Account, Ledger
 from inference.gateway.load import Load
 from inference.gateway.notary import Notary
+from inference.gateway.shaping import Paced, stream
 from inference.gateway.usage import Usage, of_whole
 from inference.keys import DateNeeded, KeyRing, Replayed, ReplayMemoryFull
 from inference.telemetry import Telemetry
@@ -109,6 +111,8 @@ class SealedService:
             _log.error("opening failed: %s", type(error).__name__)
             await failures.FAULT.response()(scope, receive, send)
             return
+        if exchange.cells is not None:
+            send = Paced(send, exchange.cells)
         # Two tasks: a client that goes away ends the answer, and with it the generation, at once.
         answering = asyncio.ensure_future(
             self._answer(exchange, send) if refused is None else self._refuse(exchange, refused, send)
@@ -197,17 +201,25 @@ class SealedService:
         except asyncio.CancelledError:
             account.close()
             raise
-        try:
+        with contextlib.ExitStack() as held:
+            held.callback(self._engines.done, call, answer)
+            held.callback(account.close)
             if (field(answer.fields, b"content-type") or b"").startswith(_EVENT_STREAM):
-                await self._stream(call, answer, account, exchange, send)
+                if isinstance(send, Paced):
+                    await self._stream_in_cells(call, answer, account, exchange, send, held.close)
+                else:
+                    await self._stream(call, answer, account, exchange, send)
             else:
-                await self._pass_whole(call, answer, account, exchange, send)
-        finally:
-            account.close()
-            self._engines.done(call, answer)
+                await self._pass_whole(call, answer, account, exchange, send, held.close)
 
     async def _pass_whole(
-        self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, send: Send
+        self,
+        call: EngineCall,
+        answer: EngineAnswer,
+        account: Account,
+        exchange: Exchange,
+        send: Send,
+        release: Callable[[], None],
     ) -> None:
         try:
             body = await _read_whole(answer)
@@ -222,16 +234,20 @@ class SealedService:
             used = account.stream.usage
         await account.settle("ok" if answer.status == HTTPStatus.OK else "refused", used)
         closing = self._notary.closing(exchange, answer.status, call.model.id, used)
-        await _whole(send, exchange.answer(answer.status, answer.fields, body, closing))
+        sealed = exchange.answer(answer.status, answer.fields, body, closing)
+        if isinstance(send, Paced):
+            # Cells take longer than the engine did, and it is free for another request.
+            release()
+        await _whole(send, sealed)
 
     async def _stream(
         self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, send: Send
     ) -> None:
         head, sealed = exchange.begin(answer.status, answer.fields)
+        passed = account.stream.feed
         await _start(send, head)
         if sealed:
             await send({"type": "http.response.body", "body": sealed, "more_body": True})
-        passed = account.stream.feed
 
         def write(data: bytes) -> Awaitable[None] | None:
             sealed = exchange.data(passed(data))
@@ -239,8 +255,34 @@ class SealedService:
                 return None
             return advance(send({"type": "http.response.body", "body": sealed, "more_body": True}))
 
+        last, closing = await self._pour(call, answer, account, exchange, write)
+        await send({"type": "http.response.body", "body": last + exchange.end(closing), "more_body": False})
+
+    async def _stream_in_cells(
+        self,
+        call: EngineCall,
+        answer: EngineAnswer,
+        account: Account,
+        exchange: Exchange,
+        send: Paced,
+        release: Callable[[], None],
+    ) -> None:
+        head, _ = exchange.begin(answer.status, answer.fields)
+        passed = account.stream.feed
+
+        async def pour(keep: Sink) -> Closing:
+            _, closing = await self._pour(call, answer, account, exchange, lambda data: keep(passed(data)))
+            release()
+            return closing
+
+        await stream(send, head, exchange, pour)
+
+    async def _pour(
+        self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, sink: Sink
+    ) -> tuple[bytes, Closing]:
+        """All of an engine's stream: what is left to write, and the answer's closing."""
         try:
-            await answer.pour(write)
+            await answer.pour(sink)
         except EngineCut:
             # The client learns of it as an authenticated last event, not as a cut that the network could have made.
             last = exchange.data(failures.ENGINE_CUT.event())
@@ -248,8 +290,7 @@ class SealedService:
         else:
             last = exchange.data(account.stream.finish())
             await account.settle("ok", account.stream.usage)
-        closing = self._notary.closing(exchange, answer.status, call.model.id, account.stream.usage)
-        await send({"type": "http.response.body", "body": last + exchange.end(closing), "more_body": False})
+        return last, self._notary.closing(exchange, answer.status, call.model.id, account.stream.usage)
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
         if self._telemetry is not None:

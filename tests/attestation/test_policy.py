@@ -280,7 +280,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(line: str, advice: str) -> 
         ("tls", '["none"]', "64 hexadecimal"),
         ("tls", '"off"', "Write"),
         ("padding", "true", "Write"),
-        ("padding", '["full"]', "choose from off, pad"),
+        ("padding", '["full"]', "choose from constant, off, pad"),
         ("sandbox", '["off"]', "choose from full, none"),
         ("maximum_age_s", "-1", "Write"),
         ("maximum_age_s", "300.0", "Write"),

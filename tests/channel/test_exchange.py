@@ -19,7 +19,7 @@ from inference.channel.errors import (
     TruncatedMessage,
     UnknownKey,
 )
-from inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, OuterHead
+from inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, OuterHead, Shape
 from inference.channel.hpke import KemId
 from inference.channel.limits import Limits
 from inference.channel.padding import EVENT_BUCKET, Padding, bucket
@@ -47,9 +47,12 @@ class Client:
 
     read: Callable[[OuterHead, bytes], tuple[int, Fields, bytes]]
     sealed_length: Callable[[OuterHead, bytes], int]
+    partial: Callable[[bytes], bytes] = bytes
+    """Content of a chunked answer's first bytes."""
+    opener: Callable[[Limits], ohttp.ResponseOpener] | None = None
 
 
-def over_ohttp(media: ohttp.Media, padding: Padding = Padding.PAD) -> tuple[Exchange, Client]:
+def over_ohttp(media: ohttp.Media, padding: Shape = Padding.PAD) -> tuple[Exchange, Client]:
     offered = configuration(KemId.MLKEM768_X25519)
     sealer = ohttp.RequestSealer(media, offered)
     message = bhttp.encode(ASK, BODY)
@@ -72,10 +75,14 @@ def over_ohttp(media: ohttp.Media, padding: Padding = Padding.PAD) -> tuple[Exch
         assert isinstance(first, ResponseHead)
         return first.status, first.fields, b"".join(event.data for event in rest if isinstance(event, Content))
 
-    return exchange, Client(read, lambda head, body: len(plain(head, body)))
+    def partial(body: bytes) -> bytes:
+        events = bhttp.Decoder("response").feed(sealer.response().feed(body))
+        return b"".join(event.data for event in events if isinstance(event, Content))
+
+    return exchange, Client(read, lambda head, body: len(plain(head, body)), partial, sealer.response)
 
 
-def over_ehbp(padding: Padding = Padding.PAD) -> tuple[Exchange, Client]:
+def over_ehbp(padding: Shape = Padding.PAD) -> tuple[Exchange, Client]:
     enc, context = hpke.setup_sender(ehbp.SUITE, recipient(KemId.X25519).public_bytes, b"ehbp request")
     opening = EhbpOpening(ASK.method, ASK.path, ASK.fields, enc.hex(), (recipient(KemId.X25519),), padding)
     sealed = context.seal(BODY)
@@ -114,7 +121,7 @@ def test_the_request(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("padding", Padding)
+@pytest.mark.parametrize("padding", [Padding.OFF, Padding.PAD])
 @pytest.mark.parametrize("size", [0, 1, 1000, 16_384, 16_385, 100_000])
 def test_an_answer(protocol: str, padding: Padding, size: int) -> None:
     exchange, client = PROTOCOLS[protocol](padding)
@@ -151,7 +158,7 @@ def test_an_answer_without_content(protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", STREAMING)
-@pytest.mark.parametrize("padding", Padding)
+@pytest.mark.parametrize("padding", [Padding.OFF, Padding.PAD])
 def test_a_stream(protocol: str, padding: Padding) -> None:
     exchange, client = PROTOCOLS[protocol](padding)
     events = [b'data: {"token": "' + b"x" * size + b'"}\n\n' for size in (1, 30, 400)] + [b"data: [DONE]\n\n"]

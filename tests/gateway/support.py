@@ -75,6 +75,7 @@ class ScriptedEngine:
             request.transport.close()
             return web.Response()
         if not body.get("stream"):
+            await asyncio.sleep(body.get("wait", 0))
             if script == "forever":
                 await self._wait_for_abort(asyncio.sleep(60))
             return web.json_response({"said": script, "pad": "x" * body.get("size", 0), "usage": USAGE})
@@ -187,7 +188,7 @@ def running_gateway(
         evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), claims)
         app = create_gateway(
             replica=config.server.replica,
-            padding=config.channel.padding,
+            padding=config.channel.shape,
             lifecycle=lifecycle,
             model_states=dict,
             keys=keys,

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from inference.channel.padding import Padding
+from inference.channel.shaping import Cells
 from inference.config import ConfigError, load, parse
 from tests.support import ROOT, config_text
 
@@ -30,6 +32,13 @@ def test_the_shipped_demo_is_valid_and_its_digest_is_of_the_files_bytes() -> Non
         ('padding = "pad"', 'paddding = "pad"', "channel.paddding: unknown name; did you mean padding?"),
         ('padding = "pad"', "", "channel.padding: missing"),
         ('padding = "pad"', 'padding = "none"', "channel.padding: "),
+        ('padding = "pad"', 'padding = "constant"', "needs cadence_ms, chunk_bytes and least_chunks"),
+        ('padding = "pad"', 'padding = "constant"\ncadence_ms = 20\nchunk_bytes = 1024', "needs cadence_ms"),
+        ('padding = "pad"', 'padding = "pad"\ncadence_ms = 20', "only it has them"),
+        ('padding = "pad"', 'padding = "constant"\nchunk_bytes = 255', "channel.chunk_bytes: "),
+        ('padding = "pad"', 'padding = "constant"\nchunk_bytes = 16385', "channel.chunk_bytes: "),
+        ('padding = "pad"', 'padding = "constant"\ncadence_ms = 0', "channel.cadence_ms: "),
+        ('padding = "pad"', 'padding = "constant"\nleast_chunks = 0', "channel.least_chunks: "),
         ('authentication = "none"', "", "callers.authentication: missing"),
         ('authentication = "none"', 'authentication = "keys"', "needs at least one key_sha256"),
         ('authentication = "none"', 'authentication = "keys"\nkey_sha256 = ["abc"]', "callers.key_sha256"),
@@ -65,3 +74,9 @@ def test_the_tests_own_helper_changes_what_it_says(tmp_path: Path) -> None:
     config = parse(config_text(port=1234, runtime=tmp_path, api_keys=["a", "b"]).encode())
     assert (config.server.port, config.engines.runtime_directory) == (1234, tmp_path)
     assert config.callers.key_sha256 == {hashlib.sha256(key).hexdigest() for key in (b"a", b"b")}
+
+
+def test_constant_answers_have_their_cells() -> None:
+    three = 'padding = "constant"\ncadence_ms = 20\nchunk_bytes = 1024\nleast_chunks = 32'
+    assert parse(changed('padding = "pad"', three)).channel.shape == Cells(1024, 32, 0.02)
+    assert parse(DEMO).channel.shape is Padding.PAD
