@@ -25,6 +25,7 @@ from benchmarks import load, stats
 from benchmarks.load import Arm, Sample
 from deploy.demo.processes import CONFIG
 from inference.assembly import callers, callers_file
+from inference.channel.exchange import Shape
 from inference.config import parse
 from inference.gateway.admission import Admission
 from inference.gateway.app import create_gateway
@@ -72,7 +73,8 @@ def _engine(path: str) -> None:
     web.run_app(app, path=path, print=None)
 
 
-def gateway_process(path: str, port: int) -> None:
+def gateway_process(path: str, port: int, shape: Shape | None = None) -> None:
+    """A gateway of the demo's configuration whose models all live on `path`. `shape`: of answers, if another."""
     config = parse(CONFIG.read_bytes())
     keys = KeyRing(time.time, 3600, 600)
 
@@ -95,7 +97,7 @@ def gateway_process(path: str, port: int) -> None:
         )
         app = create_gateway(
             replica="bench",
-            padding=config.channel.padding,
+            padding=shape or config.channel.shape,
             lifecycle=Lifecycle(Step.SERVING),
             model_states=dict,
             keys=keys,

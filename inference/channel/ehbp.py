@@ -105,6 +105,16 @@ class RequestOpener:
             return plaintext
         raise UnknownKey("no held key opens the first frame")
 
+    def abandon(self) -> "ResponseSealer":
+        """What seals an answer that needs nothing more of the request. Nothing may be fed after it.
+
+        Raises `TruncatedMessage` before the first frame.
+        """
+        self._failed = True
+        if self._context is None:
+            raise TruncatedMessage("the body has no frame")
+        return ResponseSealer(self._context.export(_EXPORT, _SECRET_LENGTH), self.enc)
+
     def finish(self) -> "tuple[bytes, ResponseSealer]":
         """(request body, what seals its response). Raises `TruncatedMessage` inside a frame, or where there is none."""
         if self._failed:

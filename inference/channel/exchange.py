@@ -16,7 +16,7 @@ from http import HTTPStatus
 
 from inference.channel import bhttp, ehbp, ohttp
 from inference.channel.bhttp import Fields, RequestHead, ResponseHead
-from inference.channel.errors import ExchangeMisuse, MalformedMessage
+from inference.channel.errors import ChannelError, ExchangeMisuse, MalformedMessage
 from inference.channel.hpke import TAG_LENGTH, PrivateKey
 from inference.channel.keyconfig import KeyConfiguration
 from inference.channel.limits import DEFAULT_LIMITS, Limits
@@ -215,14 +215,33 @@ class OhttpOpening:
         self._padding = padding
         self._limits = limits
         self._opener = ohttp.RequestOpener(media, keys, limits)
+        self.looked = False
+        """Whether `fields` was of use, or cannot be any more."""
 
     def feed(self, data: bytes) -> None:
         """Raises `ChannelError`."""
         self._opener.feed(data)
 
+    def fields(self) -> Fields | None:
+        """The header, once, when it is authentic; `None` where the first chunk does not have all of it."""
+        if self.looked or not (opened := self._opener.opened):
+            return None
+        self.looked = True
+        try:
+            events = bhttp.Decoder("request", self._limits).feed(opened)
+        except ChannelError:
+            return None  # Told inside the seal, once the message is open.
+        return events[0].fields if events and isinstance(events[0], RequestHead) else None
+
     def open(self) -> Exchange:
         """Raises `ChannelError`."""
-        message, sealer = self._opener.finish()
+        return self._exchange(*self._opener.finish())
+
+    def abandon(self) -> Exchange:
+        """For an answer that needs nothing more of the request. Raises `ChannelError`."""
+        return self._exchange(b"", self._opener.abandon())
+
+    def _exchange(self, message: bytes, sealer: ohttp.ResponseSealer) -> Exchange:
         configuration = self._opener.configuration
         return _OhttpExchange(
             self._media, message, sealer, self._opener.enc, configuration, self._padding, self._limits
@@ -321,6 +340,8 @@ class EhbpOpening:
         self._clear = (method, path, fields)
         self._padding = padding
         self._opener = ehbp.RequestOpener(header, keys, limits)
+        self.looked = False
+        """Whether `fields` was of use, or cannot be any more."""
 
     def feed(self, data: bytes) -> None:
         """Raises `ChannelError`."""
@@ -328,7 +349,20 @@ class EhbpOpening:
 
     def open(self) -> Exchange:
         """Raises `ChannelError`."""
-        body, sealer = self._opener.finish()
+        return self._exchange(*self._opener.finish())
+
+    def fields(self) -> Fields | None:
+        """The header, once, when a frame was opened: nothing is answered to who cannot seal."""
+        if self.looked or not self._opener.recipient:
+            return None
+        self.looked = True
+        return self._clear[2]
+
+    def abandon(self) -> Exchange:
+        """For an answer that needs nothing more of the request. Raises `ChannelError`."""
+        return self._exchange(b"", self._opener.abandon())
+
+    def _exchange(self, body: bytes, sealer: ehbp.ResponseSealer) -> Exchange:
         request = InnerRequest(*self._clear, body)
         return _EhbpExchange(request, sealer, self._opener.enc, self._opener.recipient, self._padding)
 

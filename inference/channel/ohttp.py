@@ -193,6 +193,21 @@ class RequestOpener:
             raise TruncatedMessage("the request ends inside its header")
         return self._configuration
 
+    @property
+    def opened(self) -> bytes:
+        """What is open and authenticated so far; nothing before the end of a request in the whole form."""
+        return bytes(self._plain)
+
+    def abandon(self) -> "ResponseSealer":
+        """What seals an answer that needs nothing more of the request. Nothing may be fed after it.
+
+        Raises `TruncatedMessage` inside the header.
+        """
+        self._failed = True
+        if self._response is None:
+            raise TruncatedMessage("the request ends inside its header")
+        return ResponseSealer(self._response)
+
     def finish(self) -> "tuple[bytes, ResponseSealer]":
         """(binary HTTP request, what seals its response). Raises `ChannelError`."""
         if self._failed:

@@ -245,7 +245,8 @@ class _Exchange:
             # Whole, so that a fault anywhere in it is an error and not half an answer.
             whole = await _whole(answer)
             fields.append((b"content-length", str(len(whole)).encode()))
-            fields.append((TRAILER, answer.receipt_token or b""))
+            if answer.receipt_token is not None:
+                fields.append((TRAILER, answer.receipt_token))
             await self._start(head.status, fields)
             await self._send({"type": "http.response.body", "body": whole})
             return

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
 
 from attestation.errors import AttestationError, PolicyError
 from attestation.limits import LIMITS as ATTESTATION_LIMITS
@@ -303,9 +304,11 @@ class Expected:
     signed_by: bytes
     weights: Mapping[str, bytes]
 
-    def check(self, token: bytes | None, response: bytes, status: int) -> Receipt:
-        """Raises `ResponseForged`. `response`: SHA-256 of the content."""
+    def check(self, token: bytes | None, response: bytes, status: int) -> Receipt | None:
+        """Raises `ResponseForged`. `response`: SHA-256 of the content. A wrong API key (401) alone has no receipt."""
         if token is None:
+            if status == HTTPStatus.UNAUTHORIZED:
+                return None
             raise _unreceipted("it has none")
         try:
             receipt = Receipt.verify(token, self.signed_by)
@@ -335,7 +338,7 @@ class ResponseReader:
         self.receipt_token: bytes | None = None
         """The receipt as it was signed, for whoever wants to keep it."""
         self.receipt: Receipt | None = None
-        """What it says, checked; there once `ended`."""
+        """What it says, checked; there once `ended`, but for an API key that was refused (401)."""
         self._decoder = bhttp.Decoder("response", _ANSWER_LIMITS)
         self.head: ResponseHead | None = None
         """Status and header, as soon as they are readable."""

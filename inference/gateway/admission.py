@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from inference.callers import ANYONE, Caller, Callers, Hold
-from inference.channel.bhttp import field
+from inference.channel.bhttp import Fields, field
 from inference.channel.exchange import InnerRequest
 from inference.config import Config, Model
 from inference.gateway import rewrite
@@ -59,6 +59,10 @@ class Admission:
         self._models = {name: model for model in config.models for name in (model.id, *model.aliases)}
         self.model_list = _model_list(config.models)
         self._salts = CacheSalts()
+
+    def know(self, fields: Fields) -> None:
+        """Raises `Refused` where `admit` would for the API key."""
+        self._callers.authenticate(fields)
 
     def admit(self, request: InnerRequest) -> EngineCall | bytes:
         """What to ask of which engine, or the model list for `GET /v1/models`. Raises `Refused`."""

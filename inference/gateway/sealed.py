@@ -14,7 +14,7 @@ from http import HTTPStatus
 from starlette.types import Message, Receive, Scope, Send
 
 from inference.channel.bhttp import field
-from inference.channel.errors import ChannelError
+from inference.channel.errors import ChannelError, MessageTooLarge
 from inference.channel.exchange import Closing, EhbpOpening, Exchange, OhttpOpening, OuterHead
 from inference.channel.limits import DEFAULT_LIMITS
 from inference.gateway import failures
@@ -33,6 +33,8 @@ from inference.telemetry import Telemetry
 _log = logging.getLogger("cloister.gateway")
 _JSON = ((b"content-type", b"application/json"),)
 _EVENT_STREAM = b"text/event-stream"
+# Bytes of a request that are opened before its header is looked at: a chunk as the client library makes it, and an enc.
+_FIRST = 18 * 1024
 
 Opening = OhttpOpening | EhbpOpening
 
@@ -92,9 +94,9 @@ class SealedService:
             opening = make_opening()
             is_ehbp = isinstance(opening, EhbpOpening)
             async with asyncio.timeout(self._request_seconds):
-                await self._receive(receive, opening)
-            exchange = opening.open()
-            refused = self._spend(exchange)
+                refused = await self._receive(receive, opening)
+            exchange = opening.open() if refused is None else opening.abandon()
+            refused = self._spend(exchange) or refused
         except (ChannelError, Replayed, TimeoutError) as error:
             problem = failures.of_channel(error, is_ehbp=is_ehbp)
             if self._telemetry is not None:
@@ -125,24 +127,48 @@ class SealedService:
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    async def _receive(self, receive: Receive, opening: Opening) -> None:
-        """The whole request. What all that are arriving hold together is bounded: each alone may be large and slow."""
-        held = 0
+    async def _receive(self, receive: Receive, opening: Opening) -> Refusal | None:
+        """The whole request. What all that are arriving hold together is bounded: each alone may be large and slow.
+
+        Gives a refusal where the header, which is readable before the rest, has no valid API key: the rest is then
+        taken from the network, so that its sender gets to read the answer, and not opened.
+        """
+        held = arrived = 0
+        refused: Refusal | None = None
         try:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise _ClientGone
-                if data := message.get("body", b""):
+                data = message.get("body", b"")
+                arrived += len(data)
+                if refused is not None:
+                    if arrived > DEFAULT_LIMITS.message:
+                        raise MessageTooLarge("the request is too long")
+                elif data:
                     if self._uploaded + len(data) > self._max_upload:
                         raise _TooMuch
                     self._uploaded += len(data)
                     held += len(data)
-                    opening.feed(data)
+                    refused = self._feed(opening, data)
                 if not message.get("more_body", False):
-                    return
+                    return refused
         finally:
             self._uploaded -= held
+
+    def _feed(self, opening: Opening, data: bytes) -> Refusal | None:
+        """Opens what came; gives what to say to who has no valid key, as soon as his header is readable."""
+        while data and not opening.looked:
+            opening.feed(data[:_FIRST])
+            data = data[_FIRST:]
+            if (fields := opening.fields()) is not None:
+                try:
+                    self._admission.know(fields)
+                except Refused as refused:
+                    return refused.refusal
+        if data:
+            opening.feed(data)
+        return None
 
     def _spend(self, exchange: Exchange) -> Refusal | None:
         """What to say, sealed, to a request that cannot be told from a replay. Raises what is said in the clear."""
@@ -295,7 +321,8 @@ class SealedService:
     async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
         if self._telemetry is not None:
             self._telemetry.refused(refusal.code)
-        closing = self._notary.closing(exchange, refusal.status)
+        # No receipt for who has no key: it would cost more than his asking.
+        closing = None if refusal is failures.BAD_KEY else self._notary.closing(exchange, refusal.status)
         await _whole(send, exchange.answer(refusal.status, refusal.fields(), refusal.body(), closing))
 
 
