@@ -29,12 +29,13 @@ def main() -> None:
 def serve(path: Path, check: bool) -> None:
     """Start the backend: gateway and engines."""
     # Imported here: the client's commands need neither the web framework nor the engines' code.
-    from inference import app, config
+    from inference import app, config, logs
 
     try:
         loaded = config.load(path)
     except config.ConfigError as error:
         raise click.ClickException(str(error)) from error
+    logs.configure(loaded.server.log)
     if check:
         click.echo(f"{path} is valid; its SHA-256, as evidence shows it: {loaded.sha256.hex()}")
         return

@@ -24,7 +24,7 @@ from inference import assembly, hygiene
 from inference.channel import keyconfig
 from inference.config import Config
 from inference.engine.process import EngineError
-from inference.engine.supervisor import State
+from inference.engine.supervisor import NUMBERS, State
 from inference.engine.weights import WeightsError, check
 from inference.gateway.admission import Admission
 from inference.gateway.app import GATEWAY_PATH, create_gateway
@@ -33,11 +33,11 @@ from inference.gateway.engines import Engines
 from inference.gateway.evidence import EvidenceService, EvidenceUnavailable
 from inference.gateway.ledger import ledger
 from inference.gateway.load import Load
-from inference.gateway.logs import names_only
 from inference.gateway.notary import Notary
 from inference.gateway.sealed import SealedService
 from inference.keys import KeyRing
 from inference.lifecycle import Lifecycle, Step, StepFailed
+from inference.logs import names_only
 from inference.metering import Records
 from inference.progress import Shown
 from inference.server import Server, listen
@@ -141,7 +141,7 @@ class Backend:
         return self.lifecycle.step is not Step.FAILED
 
     def _gauges(self, guard: Guard, sealed: SealedService) -> dict[str, list[tuple[dict[str, str], float]]]:
-        states = self._fleet.states
+        states, numbers = self._fleet.states, self._fleet.numbers
         return {
             "cloister_requests_in_progress": [({}, sealed.in_progress)],
             "cloister_engine_requests": [({"model": name}, self._pool.in_progress(name)) for name in states],
@@ -150,6 +150,11 @@ class Backend:
                 for name, found in states.items()
                 for state in State
             ],
+            "cloister_engine_restarts": [({"model": name}, float(n)) for name, n in self._fleet.restarts.items()],
+            **{
+                metric: [({"model": name}, said[metric]) for name, said in numbers.items() if metric in said]
+                for metric in NUMBERS.values()
+            },
             "cloister_step": [({"step": step}, float(step is self.lifecycle.step)) for step in Step],
             "cloister_connections": [({}, len(guard.open))],
             "cloister_connections_cut": [({}, guard.cut)],
@@ -185,17 +190,17 @@ class Backend:
             await self._fleet.watch()
             raise StepFailed("no model is left: " + "; ".join(self._fleet.reasons))
         except StepFailed as failed:
-            _log.error("%s failed: %s", self.lifecycle.step, failed)
+            _log.error("%(step)s failed: %(reason)s", {"step": self.lifecycle.step, "reason": failed})
             self.lifecycle.advance(Step.FAILED, str(failed))
             server.should_exit = True
         except Exception as error:
-            _log.error("%s failed: %s", self.lifecycle.step, type(error).__name__)
+            _log.error("%(step)s failed: %(kind)s", {"step": self.lifecycle.step, "kind": type(error).__name__})
             self.lifecycle.advance(Step.FAILED, type(error).__name__)
             server.should_exit = True
 
     def _advance(self, step: Step) -> None:
         self.lifecycle.advance(step)
-        _log.info("%s", step)
+        _log.info("%(step)s", {"step": step})
 
     async def _verify_own_evidence(self) -> None:
         nonce = os.urandom(32)
@@ -234,7 +239,7 @@ class Backend:
                 await asyncio.to_thread(self._devices.refresh)
             except Exception as error:
                 # A fault of ours must not end the task: collateral would expire unnoticed.
-                _log.error("refreshing the vendors' collateral failed: %s", type(error).__name__)
+                _log.error("refreshing the vendors' collateral failed: %(kind)s", {"kind": type(error).__name__})
 
     def _set_ready(self) -> None:
         try:
@@ -247,7 +252,8 @@ class Backend:
             try:
                 shown = Shown(model.id, self.lifecycle)
                 storage = await asyncio.to_thread(check, self._folders[model.id], self._manifests[model.id], shown)
-                (_log.info if storage.protected else _log.warning)("%s: %s", model.id, storage.says())
+                level = logging.INFO if storage.protected else logging.WARNING
+                _log.log(level, "%(model)s: %(storage)s", {"model": model.id, "storage": storage.says()})
             except WeightsError as error:
                 raise StepFailed(
                     f"{model.id}: {error}. Restore the files, or make a new manifest with `cloister models lock` "
@@ -319,5 +325,5 @@ def serve(config: Config) -> bool:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(backend.run())
     except StepFailed as failed:
-        _log.error("%s failed: %s", Step.PREFLIGHT, failed)
+        _log.error("%(step)s failed: %(reason)s", {"step": Step.PREFLIGHT, "reason": failed})
         return False

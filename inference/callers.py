@@ -284,12 +284,15 @@ class SignedFile:
         try:
             callers.replace(self.load())
         except CallersError as error:
-            _log.error("%s is not used, and the callers stay as they are: %s", self._path, error)
+            _log.error(
+                "%(file)s is not used, and the callers stay as they are: %(reason)s",
+                {"file": self._path, "reason": error},
+            )
         except Exception as error:
             # A fault of ours must not end the watch: a revocation would be passed over unnoticed.
-            _log.error("%s is not used: %s", self._path, type(error).__name__)
+            _log.error("%(file)s is not used: %(kind)s", {"file": self._path, "kind": type(error).__name__})
         else:
-            _log.info("%r are in use", callers)
+            _log.info("%(callers)s are in use", {"callers": repr(callers)})
 
     def _state(self) -> tuple[object, ...]:
         found: list[object] = []

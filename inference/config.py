@@ -50,6 +50,8 @@ class Server(_Section):
     """Time for a request's body to arrive."""
     swap: Literal["refused", "allowed"] = "refused"
     """Whether it starts on a machine that can write memory to a disk."""
+    log: Literal["text", "json"] = "text"
+    """Lines for people, or JSON lines (docs/telemetry.md), on stderr."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, the time for answers in progress to end."""
 

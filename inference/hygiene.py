@@ -73,4 +73,4 @@ def no_swap(*, allowed: bool, swaps: Path = _SWAPS) -> None:
     told = f"memory can be swapped to {', '.join(disks)}, and with it prompts and keys"
     if not allowed:
         raise StepFailed(f'{told}. Switch it off (`swapoff -a`), or set server.swap = "allowed"')
-    _log.warning('%s: server.swap = "allowed"', told)
+    _log.warning('%(reason)s: server.swap = "allowed"', {"reason": told})

@@ -149,7 +149,7 @@ class Records:
                 data = data[os.write(self._file, data) :]
             os.fdatasync(self._file)
         except OSError as error:
-            _log.error("usage records cannot be written: %s", error.strerror)
+            _log.error("usage records cannot be written: %(reason)s", {"reason": error.strerror})
             # Of a batch that fails nothing stays: its requests do not end, and are not charged.
             if length is not None:
                 with contextlib.suppress(OSError):

@@ -8,13 +8,17 @@ from inference.lifecycle import Lifecycle
 _log = logging.getLogger("cloister")
 
 
+def _logged(line: str) -> None:
+    _log.info("%(progress)s", {"progress": line})
+
+
 class Shown:
     """Shows one model's progress. A `weights.Progress`; may be called from another thread."""
 
     def __init__(self, model_id: str, lifecycle: Lifecycle) -> None:
         self._model_id = model_id
         self._lifecycle = lifecycle
-        self._line = ProgressLine(f"weights {model_id}", _log.info)
+        self._line = ProgressLine(f"weights {model_id}", _logged)
 
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total` bytes."""

@@ -25,6 +25,10 @@ Gauges = Callable[[], Mapping[str, list[tuple[dict[str, str], float]]]]
 _GAUGES = {
     "cloister_requests_in_progress": "Sealed requests that are arriving or being answered.",
     "cloister_engine_requests": "Requests that a model's engine has.",
+    "cloister_engine_running": "Requests that the engine works on, as it says.",
+    "cloister_engine_waiting": "Requests that wait in the engine's queue, as it says.",
+    "cloister_engine_kv_cache_used": "Share of the engine's KV cache that is in use, in steps of 0.05, as it says.",
+    "cloister_engine_restarts": "Starts of the engine after the first.",
     "cloister_model_state": "1 for the state that a model is in.",
     "cloister_step": "1 for the step of the backend's life.",
     "cloister_connections": "Open connections.",

@@ -24,6 +24,16 @@ class Fleet:
         return {supervisor.spec.id: supervisor.state.value for supervisor in self._supervisors}
 
     @property
+    def restarts(self) -> dict[str, int]:
+        """Starts of each model's engine after the first."""
+        return {supervisor.spec.id: supervisor.restarts for supervisor in self._supervisors}
+
+    @property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """What each live engine last said of itself."""
+        return {supervisor.spec.id: supervisor.numbers for supervisor in self._supervisors}
+
+    @property
     def reasons(self) -> list[str]:
         """Why each failed model did."""
         return [item.reason for item in self._supervisors if item.state is State.FAILED]
@@ -78,7 +88,9 @@ async def _watch(supervisor: Supervisor) -> None:
         await supervisor.watch()
     except Exception as error:
         # A fault of ours takes this model down, and no other.
-        _log.critical("%s is not watched any more: %s", supervisor.spec.id, type(error).__name__)
+        _log.critical(
+            "%(model)s is not watched any more: %(kind)s", {"model": supervisor.spec.id, "kind": type(error).__name__}
+        )
         supervisor.reason = type(error).__name__
         await supervisor.stop(grace=0)
         supervisor.state = State.FAILED

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -25,6 +27,16 @@ from inference.engine.process import Engine, EngineError, EngineSpec
 _log = logging.getLogger("cloister.engine")
 # What moves while an engine computes: tokens of each step, and requests that were taken or ended.
 _PROGRESS = (b"vllm:iteration_tokens_total_sum", b"vllm:prompt_tokens_total", b"vllm:generation_tokens_total")
+NUMBERS = {
+    b"num_requests_running": "cloister_engine_running",
+    b"num_requests_waiting": "cloister_engine_waiting",
+    b"kv_cache_usage_perc": "cloister_engine_kv_cache_used",
+}
+_NUMBER = re.compile(
+    rb"^vllm:(%b)(?:\{[^}\n]*\})? (\d{1,9}(?:\.\d{1,20})?(?:e-\d{1,3})?)$" % b"|".join(NUMBERS), re.MULTILINE
+)
+_SHARE = 0.05
+_LONGEST_PAGE = 4 * 1024 * 1024
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 """Before the first, second, ... start in a row; the last one from then on."""
 _ENDED = "ended while its canary ran"
@@ -78,6 +90,8 @@ class Supervisor:
         self.reason = ""
         self.restarts = 0
         """Starts after the first."""
+        self.numbers: dict[str, float] = {}
+        """What the engine last said of itself; nothing while it is not live."""
         self._canary = canary
         self._gate = gate
         self._timing = timing
@@ -108,7 +122,7 @@ class Supervisor:
             self.state = State.LIVE
             self._engine.shut_log()
             self._gate.open(self.spec.id)
-            _log.info("%s is live", self.spec.id)
+            _log.info("%(model)s is live", {"model": self.spec.id})
 
     async def watch(self) -> None:
         """Keeps the engine live. Returns only where the model is FAILED."""
@@ -130,7 +144,7 @@ class Supervisor:
         self.reason = reason
         self.state = State.RESTARTING
         self._gate.shut(self.spec.id)
-        _log.error("%s: the engine %s; starting it again", self.spec.id, reason)
+        _log.error("%(model)s: the engine %(reason)s; starting it again", {"model": self.spec.id, "reason": reason})
         await self._engine.stop(grace=0)
 
     async def _restart(self, failures: int) -> None:
@@ -143,7 +157,7 @@ class Supervisor:
             except EngineError as error:
                 failures += 1
                 self.reason = str(error)
-                _log.error("%s: %s", self.spec.id, error)
+                _log.error("%(model)s: %(reason)s", {"model": self.spec.id, "reason": error})
                 await self._engine.stop(grace=0)
         await self.check()
 
@@ -162,7 +176,9 @@ class Supervisor:
             self.state = State.FAILED
             self.reason = str(failed) if isinstance(failed, CanaryFailed) else type(failed).__name__
             self._gate.shut(self.spec.id)
-            _log.critical("%s is taken out of service: %s", self.spec.id, self.reason)
+            _log.critical(
+                "%(model)s is taken out of service: %(reason)s", {"model": self.spec.id, "reason": self.reason}
+            )
             await self._engine.stop(grace=0)
             return False
         self._crashes = 0
@@ -188,9 +204,10 @@ class Supervisor:
                     if ended.done():
                         return f"ended with status {ended.result()}"
                     now = time.monotonic()
-                    found = await _progress(session)
-                    if found is not None and (found != progress or not self._gate.in_progress(self.spec.id)):
-                        progress, moved_at = found, now
+                    page = await _metrics(session)
+                    self.numbers = numbers_of(page) if page is not None else {}
+                    if page is not None and (_progress(page) != progress or not self._gate.in_progress(self.spec.id)):
+                        progress, moved_at = _progress(page), now
                     if now - moved_at > self._timing.hung:
                         return f"has made no progress for {now - moved_at:.0f} s"
                     if now - self._checked_at > self._timing.canary and not self._gate.in_progress(self.spec.id):
@@ -199,17 +216,40 @@ class Supervisor:
                             return self.reason if self.state is State.FAILED else _ENDED
                         moved_at = time.monotonic()
         finally:
+            self.numbers = {}
             ended.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await ended
 
 
-async def _progress(session: aiohttp.ClientSession) -> bytes | None:
-    """A digest of the engine's counters, or `None` where it does not answer."""
+async def _metrics(session: aiohttp.ClientSession) -> bytes | None:
+    """What the engine says of itself, or `None` where it does not answer, or says too much."""
+    page = bytearray()
     try:
         async with session.get("http://engine/metrics") as answer:
-            text = await answer.read()
+            async for part in answer.content.iter_any():
+                page += part
+                if len(page) > _LONGEST_PAGE:
+                    return None
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
-    lines = [line for line in text.split(b"\n") if line.startswith(_PROGRESS)]
+    return bytes(page)
+
+
+def _progress(page: bytes) -> bytes:
+    """A digest of the engine's counters."""
+    lines = [line for line in page.split(b"\n") if line.startswith(_PROGRESS)]
     return hashlib.sha256(b"\n".join(lines)).digest()
+
+
+def numbers_of(page: bytes) -> dict[str, float]:
+    """The few numbers that are passed on, by our names. An engine is not trusted: what is no number is left out."""
+    found = {}
+    for name, number in _NUMBER.findall(page):
+        value = float(number)
+        if name == b"kv_cache_usage_perc":
+            # A share; finer steps would tell how long the one prompt is that is being answered.
+            found[NUMBERS[name]] = min(1.0, math.ceil(value / _SHARE) * _SHARE)
+        else:
+            found[NUMBERS[name]] = value
+    return found

@@ -123,7 +123,7 @@ class EvidenceService:
             except AttestationError as error:
                 self.failures += 1
                 # About devices and vendors: nothing of a client is in it. Clients are told a fixed text.
-                _log.error("collecting evidence failed: %s", error)
+                _log.error("collecting evidence failed: %(reason)s", {"reason": error})
                 for future in asked.values():
                     future.set_exception(EvidenceUnavailable(str(error), soon=isinstance(error, NotThereYet)))
                     future.exception()  # Retrieved: whoever asked may be gone.

@@ -110,7 +110,7 @@ class SealedService:
             return
         except Exception as error:
             # Not one of the channel's: a fault of ours. The answer is as fixed as the others, the log has a name only.
-            _log.error("opening failed: %s", type(error).__name__)
+            _log.error("opening failed: %(kind)s", {"kind": type(error).__name__})
             await failures.FAULT.response()(scope, receive, send)
             return
         if exchange.cells is not None:
@@ -197,7 +197,7 @@ class SealedService:
         except Exception as error:
             # The type's name only: a message could quote content. An answer that has begun stays without its
             # authenticated end, so the client takes it as cut.
-            _log.error("answering failed: %s", type(error).__name__)
+            _log.error("answering failed: %(kind)s", {"kind": type(error).__name__})
             if exchange.untouched:
                 await self._refuse(exchange, failures.INTERNAL, send)
 

@@ -9,7 +9,7 @@ import pytest
 from inference.channel import ohttp
 from inference.config import parse
 from inference.gateway.app import GATEWAY_PATH
-from inference.gateway.logs import names_only
+from inference.logs import names_only
 from tests.gateway.support import running_gateway
 from tests.support import config_text, open_answer, seal
 

@@ -10,6 +10,7 @@ import pytest
 
 from inference.channel import ohttp
 from inference.config import parse
+from inference.engine.supervisor import numbers_of
 from inference.telemetry import LABELS, Telemetry
 from tests.gateway.support import RunningGateway, running_gateway
 from tests.gateway.test_connections import HEAD, connect
@@ -95,3 +96,27 @@ def test_a_label_that_is_not_on_the_list_cannot_be_made() -> None:
         Telemetry(1, dict)._counter("x", "y", "prompt")
     with pytest.raises(ValueError, match="LABELS"):
         Telemetry(1, lambda: {"cloister_step": [({"prompt": "x"}, 1.0)]}).page()
+
+
+# What an engine says of itself.
+
+
+def test_three_numbers_of_an_engine_are_passed_on() -> None:
+    page = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 12.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.1203
+vllm:prompt_tokens_total{engine="0",model_name="m"} 991.0
+"""
+    assert numbers_of(page) == {
+        "cloister_engine_running": 3,
+        "cloister_engine_waiting": 12,
+        "cloister_engine_kv_cache_used": pytest.approx(0.15),
+    }
+    assert numbers_of(b"vllm:kv_cache_usage_perc 4.7e-05\n")["cloister_engine_kv_cache_used"] == pytest.approx(0.05)
+    assert numbers_of(b"vllm:kv_cache_usage_perc 0.0\n") == {"cloister_engine_kv_cache_used": 0}
+
+
+@pytest.mark.parametrize("said", [b"NaN", b"+Inf", b"-1", b"1e999", b"secret", b"1 canary", b"9999999999", b""])
+def test_what_is_no_number_is_left_out(said: bytes) -> None:
+    assert numbers_of(b"vllm:num_requests_waiting " + said + b"\n") == {}
