@@ -22,7 +22,7 @@ _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _GAPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Gauges = Callable[[], Mapping[str, list[tuple[dict[str, str], float]]]]
 """By metric: label values and the number, at this moment."""
-_GAUGES = {
+GAUGES = {
     "cloister_requests_in_progress": "Sealed requests that are arriving or being answered.",
     "cloister_engine_requests": "Requests that a model's engine has.",
     "cloister_engine_running": "Requests that the engine works on, as it says.",
@@ -108,7 +108,7 @@ class _Gauges(Collector):
         self._gauges = gauges
 
     def describe(self) -> Iterator[Metric]:
-        for name, text in _GAUGES.items():
+        for name, text in GAUGES.items():
             yield GaugeMetricFamily(name, text)
 
     def collect(self) -> Iterator[Metric]:
@@ -116,7 +116,7 @@ class _Gauges(Collector):
             labels = list(found[0][0]) if found else []
             if not LABELS.issuperset(labels):
                 raise ValueError(f"{name}: {labels} are not all in LABELS")
-            family = GaugeMetricFamily(name, _GAUGES[name], labels=labels)
+            family = GaugeMetricFamily(name, GAUGES[name], labels=labels)
             for values, number in found:
                 family.add_metric([values[label] for label in labels], number)
             yield family

@@ -40,9 +40,16 @@ def create_gateway(
     app = FastAPI(title="cloister", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(HTTPException)
-    async def http_exception(_request: Request, error: HTTPException) -> Response:
-        found = failures.METHOD_NOT_ALLOWED if error.status_code == 405 else failures.NOT_FOUND
-        return found.response()
+    async def http_exception(request: Request, _error: HTTPException) -> Response:
+        path = request.scope["path"]
+        # RFC 9110, 15.5.6: a 405 names the methods that there are, also those that never come to FastAPI.
+        allowed = {method for route in app.routes if getattr(route, "path", "") == path for method in route.methods}
+        allowed |= {method for method, hot_path in hot if hot_path == path}
+        if not allowed:
+            return failures.NOT_FOUND.response()
+        response = failures.METHOD_NOT_ALLOWED.response()
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+        return response
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
