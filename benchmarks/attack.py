@@ -80,7 +80,7 @@ def matrix_of(seen: Sequence[Seen], features: str) -> Matrix:
     """A row of numbers for each trace. Raises `ValueError` for features that are not in `FEATURES`."""
     rows = []
     for item in seen:
-        gaps = np.diff(item.times)
+        gaps = np.diff(item.times) if len(item.times) > 1 else np.zeros(1)  # One write has no gap.
         sizes = [*item.sizes[:_FIRST], *[0] * (_FIRST - len(item.sizes))]
         amount = [len(item.sizes), sum(item.sizes)]
         times = [item.times[0], item.times[-1], *np.quantile(gaps, [0.1, 0.25, 0.5, 0.75, 0.9]), *_long(gaps)]
