@@ -45,7 +45,7 @@ class EngineCall:
     hide_usage: bool = False
     """Whether the stream's event of usage is for us only."""
     tokens: int = 0
-    """What it may take at most, prompt and answer: a quarter of the body's bytes, and the longest answer."""
+    """What it may take at most: a quarter of the body's bytes, what its images make, and the longest answer."""
 
     def __repr__(self) -> str:
         return f"EngineCall({self.model.id}, {self.path})"
@@ -94,8 +94,8 @@ class Admission:
             raise Refused(Refusal(400, '"stream" must be true or false.', param="stream"))
         domain = rewrite.domain_of(body, field(request.fields, rewrite.CACHE_DOMAIN_FIELD))
         body, hide_usage = rewrite.ask_for_usage(body, path)
-        for_engine = rewrite.for_engine(body, self._salts.salt(key, domain))
-        tokens = len(for_engine) // 4 + rewrite.longest_answer(body)
+        for_engine, tokens = rewrite.for_engine(body, self._salts.salt(key, domain))
+        tokens += rewrite.longest_answer(body)
         self._callers.reserve(hold, tokens)
         return EngineCall(model, path, for_engine, bool(stream), caller.name, hold, hide_usage, tokens)
 

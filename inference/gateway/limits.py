@@ -24,6 +24,10 @@ class GatewayLimits:
     """`n` and `best_of`: each is a sequence of its own."""
     images: int = 16
     """Images in one request."""
+    image_characters: int = 20 << 20
+    """All images of a request, in base64."""
+    image_pixels: int = 1 << 25
+    """All images of a request, unpacked: 100 MB of an engine's memory. An engine has the same bound for each image."""
     inputs: int = 2048
     """Texts in one batch of embeddings or completions."""
     stops: int = 16

@@ -7,9 +7,10 @@ twice there is one left.
 import hmac
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from inference.gateway import media
 from inference.gateway.failures import Refusal, Refused
 from inference.gateway.limits import LIMITS
 
@@ -37,8 +38,6 @@ REFUSED: Mapping[str, str] = {
 
 _USAGE_ON_REQUEST = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USUAL_ANSWER = 1024
-_MEDIA = frozenset({"image_url", "video_url", "audio_url", "file_url"})
-_TEXTS = ("messages", "input", "system", "instructions")
 
 
 class CacheSalts:
@@ -101,8 +100,6 @@ def check_sizes(body: Mapping[str, Any]) -> None:
             raise _too_many(name, limit)
     if len(json.dumps(body.get("chat_template_kwargs"))) > LIMITS.template_values:
         raise _too_many("chat_template_kwargs", LIMITS.template_values)
-    if sum(1 for name in _TEXTS for _ in _addresses(body.get(name), name)) > LIMITS.images:
-        raise Refused(Refusal(400, f"A request has at most {LIMITS.images} images.", "too_many_values", "messages"))
 
 
 def _too_many(name: str, limit: int) -> Refused:
@@ -152,8 +149,11 @@ def ask_for_usage(body: dict[str, Any], path: str) -> tuple[dict[str, Any], bool
     return {**body, "stream_options": {**kept, "include_usage": True}}, True
 
 
-def for_engine(body: dict[str, Any], salt: str) -> bytes:
-    """The engine's request. Raises `Refused` for a field or an address that no client may send."""
+def for_engine(body: dict[str, Any], salt: str) -> tuple[bytes, int]:
+    """The engine's request, and the tokens that it may have at most: a quarter of its bytes, images counted apart.
+
+    Raises `Refused` for a field or a medium that no client may send.
+    """
     try:
         return _for_engine(body, salt)
     except RecursionError:
@@ -163,67 +163,17 @@ def for_engine(body: dict[str, Any], salt: str) -> bytes:
         raise Refused(Refusal(400, "The body has a number beyond a double's range.", "invalid_json")) from None
 
 
-def _for_engine(body: dict[str, Any], salt: str) -> bytes:
+def _for_engine(body: dict[str, Any], salt: str) -> tuple[bytes, int]:
     check_sizes(body)
     for name, reason in REFUSED.items():
         if body.get(name):
             raise Refused(Refusal(400, f'"{name}" is not taken here: {reason}.', "unsupported_field", name))
-    for place in _named_parts(body):
-        raise Refused(
-            Refusal(
-                400,
-                "\"uuid\" is not taken here: it names an entry in the engine's cache of all callers' media.",
-                "unsupported_field",
-                place,
-            )
-        )
-    for name in _TEXTS:
-        for place, address in _addresses(body.get(name), name):
-            if not address.startswith("data:"):
-                raise Refused(
-                    Refusal(
-                        400,
-                        "Images are taken as data: URLs only (data:image/png;base64,...): the engine has no network, "
-                        "and an address would tell others what is asked about.",
-                        "remote_media",
-                        place,
-                    )
-                )
+    found = media.admit(body, salt)
     changed = {**body, "cache_salt": salt}
     if body.get("store"):
         changed["store"] = False
-    return json.dumps(changed, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _addresses(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Addresses of media anywhere in messages: OpenAI's parts, and Anthropic's `source` of type "url"."""
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _addresses(item, f"{place}[{i}]")
-    elif isinstance(value, dict) and value.get("type") != "tool_use":  # Its input is the tool's, whatever it is called.
-        for name, item in value.items():
-            where = f"{place}.{name}"
-            if name in _MEDIA or (name == "source" and isinstance(item, dict) and item.get("type") == "url"):
-                address = item.get("url") if isinstance(item, dict) else item
-                yield where, address if isinstance(address, str) else ""
-            else:
-                yield from _addresses(item, where)
-
-
-def _named_parts(body: Mapping[str, Any]) -> Iterator[str]:
-    """Content parts with a `uuid`: vLLM 0.32 takes it as the key of its media cache, with or without the media."""
-    for name in ("messages", "input"):
-        stack = [(body.get(name), name)]
-        while stack:
-            value, place = stack.pop()
-            if isinstance(value, list):
-                stack += [(item, f"{place}[{i}]") for i, item in enumerate(value)]
-            elif isinstance(value, dict):
-                if value.get("uuid") is not None:
-                    yield f"{place}.uuid"
-                # Not into the arguments of a tool call, which are the client's own names.
-                if "content" in value:
-                    stack.append((value["content"], f"{place}.content"))
+    written = json.dumps(changed, separators=(",", ":"), allow_nan=False).encode()
+    return written, (len(written) - found.characters) // 4 + found.tokens
 
 
 def _no_constant(name: str) -> float:

@@ -6,6 +6,7 @@ from inference.channel import bhttp, hpke, keyconfig
 from inference.channel.bhttp import RequestHead, ResponseHead
 from inference.channel.hpke import KemId
 from inference.channel.keyconfig import KeyConfiguration
+from tests.pictures import REDS, data_url, png
 
 _REQUEST = RequestHead("POST", "https", "a", "/v1/x?y", ((b"authorization", b"Bearer k"), (b"accept", b"")))
 _RESPONSE = ResponseHead(200, ((b"content-type", b"text/event-stream"),))
@@ -13,6 +14,8 @@ _TRAILERS = ((b"cloister-receipt", b"a.b.c"),)
 _BODIES = [
     {"model": "latest", "messages": [{"role": "user", "content": "hello"}], "stream": True, "stream_options": None},
     {"model": "latest", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+    {"model": "latest", "messages": [{"content": [{"image_url": data_url(png(width=1, height=1))}]}]},
+    {"model": "latest", "messages": [{"content": [{"type": "image", "source": {"media_type": "image/png", "data": ""}}]}]},
     {"model": "latest", "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "uuid": "u"}]}]},
     {"model": "latest", "prompt": ["a", "b"], "n": 2, "stream": True, "stream_options": {"include_usage": False}},
     {"model": "demo/e5", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 4},
@@ -40,6 +43,7 @@ def seeds() -> dict[str, list[bytes]]:
         "ohttp_framing": framed,
         "ehbp_framing": framed,
         "json_admission": [b"/v1/chat/completions\n" + json.dumps(body).encode() for body in _BODIES],
+        "image_size": list(REDS.values()),
         "evidence_query": [b"nonce=" + b"0" * 64, b"nonce=" + b"A" * 64, b"nonce=", b"nonce=%30", b"a=b&nonce=1"],
         "key_list": listed,
         "receipt": [b"e30.e30.AA", b"eyJhbGciOiJFZERTQSIsInR5cCI6ImNsb2lzdGVyLXJlY2VpcHQrandzIn0.e30." + b"A" * 86],

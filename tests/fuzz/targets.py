@@ -20,6 +20,7 @@ from inference.channel.keyconfig import KeyConfiguration
 from inference.channel.limits import Limits
 from inference.channel.receipts import Receipt
 from inference.config import parse
+from inference.gateway import images
 from inference.gateway.admission import ROUTES, Admission, EngineCall
 from inference.gateway.evidence import EvidenceService
 from inference.gateway.failures import Refused
@@ -111,6 +112,20 @@ def json_admission(data: bytes) -> None:
             raise Broken("a refused field, or no salt")
 
 
+def image_size(data: bytes) -> None:
+    """Bytes are an image of four kinds with a size, or `BadImage`; what stands behind an image changes neither, so
+    that the salt does not, and a beginning of one has its size or none."""
+    found = _image(data)
+    if found is None:
+        return
+    if found.kind not in ("png", "jpeg", "gif", "webp") or not found.pixels > 0:
+        raise Broken("an image without a kind or a size")
+    if _image(data + b"5a" * 32) != found:
+        raise Broken("what stands behind it changes it")
+    if _image(data[: len(data) // 2]) not in (None, found):
+        raise Broken("its beginning reads otherwise")
+
+
 def evidence_query(data: bytes) -> None:
     """A query that is not `nonce=` and 64 lower-case hexadecimal digits is answered 400 with the fixed text, and no
     device is asked."""
@@ -138,7 +153,10 @@ def receipt(data: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (binary_http, ohttp_framing, ehbp_framing, json_admission, evidence_query, key_list, receipt)
+    for target in (
+        *(binary_http, ohttp_framing, ehbp_framing, json_admission),
+        *(image_size, evidence_query, key_list, receipt),
+    )
 }
 _SIGNER = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
 """A public key of RFC 8032, 7.1, whose private one is not used here."""
@@ -231,6 +249,13 @@ def _opened(opener: Any, pieces: Any) -> bytes | type:
         return plain
     except ChannelError as error:
         return type(error)
+
+
+def _image(data: bytes) -> images.Image | None:
+    try:
+        return images.read(data)
+    except images.BadImage:
+        return None
 
 
 def _find(key_id: int) -> Any:

@@ -1,5 +1,6 @@
 """What becomes of a request's JSON: the cache's domain, refused fields, media by address, and everything else kept."""
 
+import base64
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ from inference.gateway.admission import Admission, EngineCall
 from inference.gateway.failures import Refused
 from inference.gateway.rewrite import REFUSED, CacheSalts, for_engine
 from tests.gateway.support import admission_of
+from tests.pictures import data_url, png
 from tests.support import ROOT, config_text
 
 KEYS = ("sk-one", "sk-two")
@@ -114,16 +116,23 @@ def test_media_by_address_is_refused(admission: Admission, part: Any, place: str
     assert "data:" in refused.value.refusal.message
 
 
-def test_data_urls_are_passed_on(admission: Admission) -> None:
-    url = "data:image/png;base64,iVBORw0KGgo="
+def test_an_image_is_passed_on_with_the_salt_of_its_request(admission: Admission) -> None:
     content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
+        {"type": "image_url", "image_url": {"url": data_url(png())}},
         {"type": "text", "text": "see https://example.org/a.png"},
         {"type": "tool_use", "id": "1", "name": "f", "input": {"image_url": "https://example.org/a.png"}},
     ]
-    body = {**BODY, "messages": [{"role": "user", "content": content}]}
-    assert admit(admission, body)["messages"] == body["messages"]
+
+    def image(**more: Any) -> bytes:
+        found = admit(admission, {**BODY, "messages": [{"role": "user", "content": content}]}, **more)
+        first, *others = found["messages"][0]["content"]
+        assert others == content[1:]
+        sent = base64.b64decode(first["image_url"]["url"].removeprefix("data:image/png;base64,"))
+        assert sent == png() + found["cache_salt"].encode()
+        return sent
+
+    assert image() != image(), "without a domain each request is alone"
+    assert image(domain=b"a") == image(domain=b"a") != image(domain=b"a", key=KEYS[1])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +159,7 @@ def test_nothing_is_stored(admission: Admission) -> None:
 
 
 def test_a_part_cannot_name_an_entry_of_the_media_cache(admission: Admission) -> None:
-    data = {"url": "data:image/png;base64,iVBORw0KGgo="}
+    data = {"url": data_url(png())}
     for more in ({"image_url": data}, {}):
         part = {"type": "image_url", "uuid": "u", **more}
         with pytest.raises(Refused) as refused:
