@@ -6,10 +6,11 @@ MODELS ?= var/models
 PORT ?= 8080
 PROXY_PORT ?= 9876
 FUZZ_SECONDS ?= 600
+SOAK_MINUTES ?= 10
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format fuzz bench models engine-env clean
+.PHONY: help serve demo test lint format fuzz bench soak models engine-env clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -38,6 +39,9 @@ fuzz: $(VENV)/.installed-dev ## Fuzz the parsers of what peers send (FUZZ_SECOND
 
 bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated
 	@$(RUN) -m benchmarks.serve
+
+soak: $(VENV)/.installed-dev models ## Ten minutes of load while engines are killed at random (SOAK_MINUTES=10)
+	@$(RUN) -m benchmarks.soak --minutes $(SOAK_MINUTES)
 
 models: $(ENGINE_VENV)/.installed $(VENV)/.installed ## Make the demo models and their golden answers (three minutes, once)
 	@$(ENGINE_VENV)/bin/python -m deploy.demo.make_models --out $(MODELS)

@@ -81,6 +81,8 @@ def command(spec: EngineSpec) -> list[str]:
     else:
         # Otherwise a structured answer can wander in endless whitespace.
         arguments += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+        # Otherwise a bill cannot tell what was computed from what was found.
+        arguments += ["--enable-prompt-tokens-details"]
     if spec.tool_parser is not None:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
     return [*arguments, *spec.arguments]

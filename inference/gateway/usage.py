@@ -17,6 +17,7 @@ _USAGE_LIMIT = 4096
 _DECODER = json.JSONDecoder()
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
+_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _DETAILS = ("prompt_tokens_details", "input_tokens_details")
 
 
@@ -127,6 +128,10 @@ def _take(usage: Mapping[str, Any], counts: dict[str, int]) -> None:
         for name in names:
             _put(counts, kind, usage.get(name))
     _put(counts, "cached", usage.get("cache_read_input_tokens"))
+    # Anthropic's `input_tokens` are those that were in no cache; everybody else's are the whole prompt.
+    parts = [usage.get(name) for name in ("input_tokens", *_CACHE)]
+    if any(part is not None for part in parts[1:]):
+        _put(counts, "prompt", sum(part for part in parts if isinstance(part, int)))
     for name in _DETAILS:
         details = usage.get(name)
         if isinstance(details, dict):

@@ -6,6 +6,7 @@ import re
 
 from inference.channel.exchange import InnerRequest
 from inference.config import parse
+from inference.gateway import usage
 from inference.gateway.admission import EngineCall
 from tests.conftest import RunningBackend
 from tests.gateway.support import admission_of
@@ -26,7 +27,7 @@ def test_callers_never_hit_each_others_prefix(backend: RunningBackend) -> None:
         return sum(int(float(value)) for value in re.findall(r"(?m)^vllm:prefix_cache_hits_total\{.*\} (\S+)$", text))
 
     def ask(key: str, domain: str | None) -> int:
-        """Tokens that were found in the cache."""
+        """Tokens that were found in the cache, by vLLM's counter and by what it says for the bill."""
         body = {
             "model": backend.llama,
             "messages": [{"role": "system", "content": PREFIX}, {"role": "user", "content": "And?"}],
@@ -39,8 +40,13 @@ def test_callers_never_hit_each_others_prefix(backend: RunningBackend) -> None:
         call = admission.admit(request)
         assert isinstance(call, EngineCall)
         before = hits()
-        ask_engine(socket, "POST", call.path, json.loads(call.body))
-        return hits() - before
+        answer = ask_engine(socket, "POST", call.path, json.loads(call.body))
+        found = hits() - before
+        billed = usage.of_whole(answer)
+        assert billed is not None
+        assert billed.cached == found
+        assert billed.prompt > 100, "the whole prompt, found or not"
+        return found
 
     assert ask("sk-one", "mine") == 0
     assert ask("sk-one", "mine") > 0, "the same caller's second turn"
@@ -49,3 +55,18 @@ def test_callers_never_hit_each_others_prefix(backend: RunningBackend) -> None:
     assert ask("sk-one", None) == 0
     assert ask("sk-one", None) == 0, "without a domain each request is alone"
     assert ask("sk-two", "mine") > 0
+
+
+def test_messages_count_what_was_found_as_part_of_the_prompt(backend: RunningBackend) -> None:
+    """Anthropic's API takes it out of `input_tokens`; a bill has the whole prompt in each API."""
+    socket = backend.sockets[backend.llama]
+    body = {
+        "model": backend.llama,
+        "messages": [{"role": "user", "content": PREFIX}],
+        "max_tokens": 1,
+        "cache_salt": "a salt of this test alone",
+    }
+    first, second = (usage.of_whole(ask_engine(socket, "POST", "/v1/messages", body)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.prompt == second.prompt > 100
