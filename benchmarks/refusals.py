@@ -20,13 +20,12 @@ from inference.channel.hpke import KemId
 from inference.channel.keyconfig import KeyConfiguration
 from inference.channel.padding import Padding
 from inference.gateway.failures import Refused
+from inference.gateway.sealed import FIRST
 from inference.keys import KeyRing
 
 _SIZES = (1024, 65_536, 1024 * 1024)
 _PIECE = 16_384
 """As the client library cuts a request."""
-_READ = 18 * 1024
-"""As the gateway feeds what comes, until it has seen the header."""
 _T = TypeVar("_T")
 
 
@@ -45,8 +44,8 @@ class _Bench:
 
     def gateway(self, sealed: bytes) -> tuple[Exchange, Refused]:
         opening = OhttpOpening(ohttp.CHUNKED, self.keys.find, Padding.PAD)
-        for at in range(0, len(sealed), _READ):
-            opening.feed(sealed[at : at + _READ])
+        for at in range(0, len(sealed), FIRST):
+            opening.feed(sealed[at : at + FIRST])
             if (fields := opening.fields()) is not None:
                 break
         exchange = opening.open() if fields is None else opening.abandon()

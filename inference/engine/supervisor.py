@@ -206,8 +206,9 @@ class Supervisor:
                     now = time.monotonic()
                     page = await _metrics(session)
                     self.numbers = numbers_of(page) if page is not None else {}
-                    if page is not None and (_progress(page) != progress or not self._gate.in_progress(self.spec.id)):
-                        progress, moved_at = _progress(page), now
+                    found = _progress(page) if page is not None else None
+                    if found is not None and (found != progress or not self._gate.in_progress(self.spec.id)):
+                        progress, moved_at = found, now
                     if now - moved_at > self._timing.hung:
                         return f"has made no progress for {now - moved_at:.0f} s"
                     if now - self._checked_at > self._timing.canary and not self._gate.in_progress(self.spec.id):

@@ -33,8 +33,9 @@ from inference.telemetry import Telemetry
 _log = logging.getLogger("cloister.gateway")
 _JSON = ((b"content-type", b"application/json"),)
 _EVENT_STREAM = b"text/event-stream"
-# Bytes of a request that are opened before its header is looked at: a chunk as the client library makes it, and an enc.
-_FIRST = 18 * 1024
+FIRST = 18 * 1024
+"""Bytes of a request that are opened before its header is looked at: a chunk as the client library makes it, and an
+enc."""
 
 Opening = OhttpOpening | EhbpOpening
 
@@ -159,8 +160,8 @@ class SealedService:
     def _feed(self, opening: Opening, data: bytes) -> Refusal | None:
         """Opens what came; gives what to say to who has no valid key, as soon as his header is readable."""
         while data and not opening.looked:
-            opening.feed(data[:_FIRST])
-            data = data[_FIRST:]
+            opening.feed(data[:FIRST])
+            data = data[FIRST:]
             if (fields := opening.fields()) is not None:
                 try:
                     self._admission.know(fields)
@@ -270,10 +271,10 @@ class SealedService:
         self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, send: Send
     ) -> None:
         head, sealed = exchange.begin(answer.status, answer.fields)
-        passed = account.stream.feed
         await _start(send, head)
         if sealed:
             await send({"type": "http.response.body", "body": sealed, "more_body": True})
+        passed = account.stream.feed
 
         def write(data: bytes) -> Awaitable[None] | None:
             sealed = exchange.data(passed(data))
