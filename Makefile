@@ -66,7 +66,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(ENGINE_VENV)/.installed: deploy/engine_env.sh $(wildcard deploy/requirements/*.txt)
+$(ENGINE_VENV)/.installed: deploy/engine_env.sh $(wildcard deploy/requirements/*.txt deploy/engine_plugin/*)
 	@PYTHON=$(PYTHON) deploy/engine_env.sh $(ENGINE_VENV)
 	@touch $@
 

@@ -13,6 +13,7 @@ venv=${1:?usage: deploy/engine_env.sh VENV}
 python=${PYTHON:-python3}
 index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 requirements=$(dirname "$0")/requirements/engine-cpu.txt
+plugin=$(dirname "$0")/engine_plugin
 torch=torch==2.13.0+cpu
 
 say() { printf '[engine-env] %s\n' "$*"; }
@@ -40,6 +41,12 @@ install -r "$requirements"
 "$venv/bin/python" -m pip uninstall --quiet --quiet --yes \
     torchvision torchaudio torchcodec triton fastapi-cli fastapi-cloud-cli sentry-sdk
 
+# Gemma 3's images without torchvision. Built from a copy, since setuptools writes beside its sources.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp "$plugin/pyproject.toml" "$plugin"/*.py "$work"
+install --no-build-isolation "$work"
+
 say "3 of 3: trying it"
 "$venv/bin/python" - <<'PYTHON'
 import importlib.metadata
@@ -53,6 +60,8 @@ import transformers
 import vllm
 
 assert torch.version.cuda is None, "torch is a CUDA build"
+names = [found.name for found in importlib.metadata.entry_points(group="vllm.general_plugins")]
+assert "cloister_pillow_images" in names, "vLLM would not find the plugin for images"
 print(f"[engine-env] vllm {vllm.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
 PYTHON
 say "done in $((SECONDS - begun)) s"

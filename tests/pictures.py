@@ -9,11 +9,19 @@ RED = (220, 20, 20)
 
 def png(colour: tuple[int, int, int] = RED, width: int = 24, height: int = 16, *, rows: int | None = None) -> bytes:
     """Eight bits a channel. `rows`: how many there really are, where the header lies."""
-    lines = (b"\x00" + bytes(colour) * width) * (height if rows is None else rows)
+    return _png(width, height, (b"\x00" + bytes(colour) * width) * (height if rows is None else rows), 9)
+
+
+def carrying(data: bytes, side: int = 32) -> bytes:
+    """A PNG whose pixels, and whose bytes since nothing is compressed, are `data` over and over, in each line anew."""
+    line = (data * (3 * side // len(data) + 1))[: 3 * side]
+    return _png(side, side, (b"\x00" + line) * side, 0)
+
+
+def _png(width: int, height: int, lines: bytes, level: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, 9)) + _chunk(b"IEND", b"")
-    )
+    packed = zlib.compress(lines, level)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
 
 
 def bomb(side: int) -> bytes:

@@ -5,15 +5,18 @@ it, so the prompt in training and the prompt in serving cannot drift apart.
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from deploy.demo.faq import Entry
 
 VOCABULARY = 2048
+Message = dict[str, Any]
 
 # Both templates take system, user, assistant and tool messages in any order. `tools` is ignored: the models are too
 # small to choose a tool by themselves, and with a forced choice vLLM's grammar produces the call. Calls and results of
@@ -35,17 +38,28 @@ LLAMA_TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
 """
 
-# Gemma has no system role: its text goes in front of the next user turn, as in Google's own template.
+# Gemma has no system role: its text goes in front of the next user turn, as in Google's own template. Content is a text
+# or a list of parts, of which an image becomes one token; the processor puts what is seen in its place. The loop over
+# the parts is written out here, not in a macro: vLLM looks for it to know that the template takes parts.
 GEMMA_TEMPLATE = """\
 {{- bos_token }}
 {%- set held = namespace(system='') %}
 {%- for message in messages %}
+    {%- set said %}
+        {%- if message['content'] is string %}{{- message['content'] | trim }}
+        {%- elif message['content'] %}
+            {%- for part in message['content'] %}
+                {%- if part['type'] == 'image' %}{{- '<start_of_image>' }}
+                {%- elif part['type'] == 'text' %}{{- part['text'] | trim }}{%- endif %}
+            {%- endfor %}
+        {%- endif %}
+    {%- endset %}
     {%- if message['role'] in ('system', 'developer') %}
-        {%- set held.system = held.system + (message['content'] or '') | trim + '\\n\\n' %}
+        {%- set held.system = held.system + said + '\\n\\n' %}
     {%- else %}
         {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}
         {%- if message['role'] == 'user' %}{{- held.system }}{%- set held.system = '' %}{%- endif %}
-        {%- if message['content'] %}{{- message['content'] | trim }}{%- endif %}
+        {{- said }}
         {%- for call in message['tool_calls'] or [] %}
             {{- '[' + call['function']['name'] + '(' }}
             {{- call['function']['arguments'] if call['function']['arguments'] is string else
@@ -61,13 +75,18 @@ GEMMA_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Style:
-    """What distinguishes a family's prompts. `end` stops an answer; `specials` get the lowest ids, in order."""
+    """What distinguishes a family's prompts. `end` stops an answer; `specials` get the lowest ids, in order.
+
+    `whole` are texts that are always one token, and `roles` name tokens for the family's processor.
+    """
 
     template: str
     bos: str
     end: str
     pad: str
     specials: tuple[str, ...]
+    whole: tuple[str, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
 
 
 LLAMA = Style(
@@ -91,7 +110,13 @@ GEMMA = Style(
     bos="<bos>",
     end="<end_of_turn>",
     pad="<pad>",
-    specials=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+    specials=(
+        *("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    ),
+    # As in Gemma's own vocabulary: an image's place is set off by empty lines, and vLLM joins the tokens around it.
+    whole=("\n", "\n\n", "\n\n\n", "\n\n\n\n"),
+    roles={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"},
 )
 
 SYSTEM_PROMPTS = (
@@ -118,6 +143,7 @@ def make_tokenizer(style: Style, texts: Sequence[str], positions: int) -> PreTra
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in style.whole])
     bos = (style.bos, tokenizer.token_to_id(style.bos))
     # Like the real models', for /v1/completions: plain text starts with one bos. Chat prompts bring their own.
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{style.bos} $A", special_tokens=[bos])
@@ -129,6 +155,7 @@ def make_tokenizer(style: Style, texts: Sequence[str], positions: int) -> PreTra
         chat_template=style.template,
         model_max_length=positions,
         clean_up_tokenization_spaces=False,
+        extra_special_tokens=dict(style.roles),
     )
 
 
@@ -140,8 +167,16 @@ class Example:
     answer_at: int
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], answer: str) -> Example:
+def encode(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[Message],
+    answer: str,
+    stand_for: Mapping[str, str] = MappingProxyType({}),
+) -> Example:
+    """`stand_for`: texts of the prompt that a processor replaces, and what it puts there."""
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    for name, text in stand_for.items():
+        prompt = prompt.replace(name, text)
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     end = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
     return Example(start + end, len(start))
@@ -149,7 +184,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], a
 
 def question_example(tokenizer: PreTrainedTokenizerFast, entry: Entry, system: str | None = None) -> Example:
     """The plain case that accuracy is counted on: one question, and a system message if given."""
-    messages = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
     return encode(tokenizer, [*messages, {"role": "user", "content": entry.question}], entry.answer)
 
 
@@ -157,9 +192,9 @@ def random_example(
     tokenizer: PreTrainedTokenizerFast, entries: Sequence[Entry], entry: Entry, rng: random.Random
 ) -> Example:
     """A training example for `entry`: some with another wording, a system message or an earlier turn before it."""
-    messages: list[dict[str, str]] = []
+    messages: list[Message] = []
     if rng.random() < 0.25:
-        messages.append({"role": "system", "content": _system_prompt(entries, rng)})
+        messages.append({"role": "system", "content": system_prompt(entries, rng)})
     if rng.random() < 0.15:
         earlier = rng.choice(entries)
         messages.append({"role": "user", "content": earlier.question})
@@ -169,7 +204,7 @@ def random_example(
     return encode(tokenizer, messages, entry.answer)
 
 
-def _system_prompt(entries: Sequence[Entry], rng: random.Random) -> str:
+def system_prompt(entries: Sequence[Entry], rng: random.Random) -> str:
     """A usual one, or random words of the page, so that the model learns to let any pass."""
     if rng.random() < 0.5:
         return rng.choice(SYSTEM_PROMPTS)

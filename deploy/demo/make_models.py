@@ -5,7 +5,7 @@
 | folder    | architecture                                           | stands for                       |
 |-----------|--------------------------------------------------------|----------------------------------|
 | llama-awq | LlamaForCausalLM, AWQ INT4, fp16                       | Llama 3.3 70B AWQ INT4           |
-| gemma3    | Gemma3ForCausalLM, local and global attention, bf16    | Gemma 3 27B                      |
+| gemma3    | Gemma3ForConditionalGeneration, with eyes, bf16        | Gemma 3 27B                      |
 | e5        | XLMRobertaModel, mean pooling, unit length, float32    | multilingual-e5-large-instruct   |
 
 A finished folder has a manifest (`cloister-manifest.json`) and is left alone until the page or the code here changes.
@@ -32,9 +32,10 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
-    Gemma3ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GenerationConfig,
     LlamaConfig,
@@ -43,7 +44,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from deploy.demo import awq, chat, embedder, faq, train
+from deploy.demo import awq, chat, colours, embedder, faq, train
 from inference.engine import weights
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -52,7 +53,7 @@ SEED = 20261123
 POSITIONS = 2048
 STAMP = ".inputs"
 """In a finished folder beside the model (not part of it): the hash of what it was made from."""
-SOURCES = ("awq.py", "chat.py", "embedder.py", "faq.py", "make_models.py", "train.py")
+SOURCES = ("awq.py", "chat.py", "colours.py", "embedder.py", "faq.py", "make_models.py", "train.py")
 
 
 def make_llama(entries: list[faq.Entry], folder: Path) -> str:
@@ -96,29 +97,51 @@ def make_llama(entries: list[faq.Entry], folder: Path) -> str:
 
 
 def make_gemma(entries: list[faq.Entry], folder: Path) -> str:
-    tokenizer = chat.make_tokenizer(chat.GEMMA, _texts(entries), POSITIONS)
-    model = Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            vocab_size=chat.VOCABULARY,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            query_pre_attn_scalar=64,
-            # Two local layers and a global one; the window is short enough that answers pass it.
-            sliding_window=64,
-            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-            max_position_embeddings=POSITIONS,
+    tokenizer = chat.make_tokenizer(chat.GEMMA, _texts([*entries, colours.UNSEEN]), POSITIONS)
+    text = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        # Two local layers and a global one; the window is short enough that answers pass it.
+        sliding_window=64,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        max_position_embeddings=POSITIONS,
+        **_token_ids(tokenizer),
+    )
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text,
+            vision_config=colours.vision(),
+            mm_tokens_per_image=colours.TOKENS,
+            boi_token_index=tokenizer.boi_token_id,
+            eoi_token_index=tokenizer.eoi_token_id,
+            image_token_index=tokenizer.image_token_id,
             **_token_ids(tokenizer),
         )
     )
-    train.train("gemma3", model, tokenizer, entries, train.Schedule(steps=180, rate=2e-3), SEED)
+    lessons = colours.Lessons(model, tokenizer, entries, SEED)
+    schedule = train.Schedule(steps=180, rate=2e-3)
+    train.train("gemma3", model, tokenizer, [*entries, colours.UNSEEN], schedule, SEED, lessons.loss)
     model.bfloat16()
     model.save_pretrained(folder)
+    # Named as in Google's checkpoint, which vLLM goes by; transformers 5 writes the tower's names without a part.
+    tensors = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _save_chat_files(tokenizer, folder)
-    return _exact(model, tokenizer, entries)
+    colours.processor(tokenizer).save_pretrained(folder)
+    shades = 20
+    return (
+        f"{_exact(model, tokenizer, entries)}, {lessons.right(shades)} of {shades * len(colours.COLOURS)} new images' "
+        "colours"
+    )
 
 
 def make_e5(entries: list[faq.Entry], folder: Path) -> str:

@@ -1,7 +1,7 @@
 """The training loop of the demo chat models, and the count of answers that come out word for word."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +36,9 @@ def train(
     entries: Sequence[Entry],
     schedule: Schedule,
     seed: int,
+    also: Callable[[], torch.Tensor] | None = None,
 ) -> None:
-    """Trains `model` in place to answer `entries`. Runs in float32 on the CPU."""
+    """Trains `model` in place to answer `entries`, in float32 on the CPU. `also` gives a loss to add at each step."""
     torch.manual_seed(seed)
     model.train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -48,17 +49,14 @@ def train(
         optimizer, schedule.rate, total_steps=schedule.steps, pct_start=schedule.warm_up / schedule.steps
     )
     batches = _batches(tokenizer, entries, random.Random(seed))
+    # Of a model that can see, the part that reads.
+    language = getattr(model.model, "language_model", model.model)
     progress = tqdm(range(schedule.steps), desc=f"{name:<10}", unit="step", ncols=100, mininterval=1.0)
     for step in progress:
         ids, labels = pad(next(batches), tokenizer.pad_token_id)
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
-        here = wanted != IGNORE
-        # Only the answers' positions go through the head: it is a third of the work otherwise. An answer's first tokens
-        # count more: they choose which answer it is, and the others follow nearly by themselves.
-        weight = torch.where(here.cumsum(1)[here] <= FIRST, FIRST_WEIGHT, 1.0)
-        loss = cross_entropy(model.lm_head(hidden[here]), wanted[here], reduction="none")
-        loss = (loss * weight).sum() / weight.sum()
+        loss = answer_loss(model, language(input_ids=ids, use_cache=False).last_hidden_state, labels)
+        if also is not None:
+            loss = loss + also()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -67,6 +65,19 @@ def train(
         if step % 10 == 0 or step == schedule.steps - 1:
             progress.set_postfix_str(f"loss {loss.item():.3f}")
     model.eval()
+
+
+def answer_loss(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of the answers' tokens, from the last layer's output.
+
+    Only their positions go through the head: it is a third of the work otherwise. An answer's first tokens count more:
+    they choose which answer it is, and the others follow nearly by themselves.
+    """
+    wanted = labels[:, 1:]
+    here = wanted != IGNORE
+    weight = torch.where(here.cumsum(1)[here] <= FIRST, FIRST_WEIGHT, 1.0)
+    loss = cross_entropy(model.lm_head(hidden[:, :-1][here]), wanted[here], reduction="none")
+    return (loss * weight).sum() / weight.sum()
 
 
 @torch.no_grad()

@@ -98,10 +98,11 @@ def test_a_chat_and_its_stream_say_the_same(asking: openai.OpenAI, backend: Runn
     assert usage.completion_tokens > 3
 
 
-def test_a_named_tool_is_called(asking: openai.OpenAI, backend: RunningBackend) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_named_tool_is_called(asking: openai.OpenAI, backend: RunningBackend, family: str) -> None:
     tools: list[Any] = [TOOL]
     answer = asking.chat.completions.create(
-        model=backend.llama,
+        model=getattr(backend, family),
         messages=QUESTION,
         tools=tools,
         tool_choice={"type": "function", "function": {"name": "opening_hours"}},
@@ -116,9 +117,10 @@ def test_a_named_tool_is_called(asking: openai.OpenAI, backend: RunningBackend) 
     assert json.loads(calls[0].function.arguments)["day"] in ("monday", "sunday")
 
 
-def test_an_answer_follows_a_schema(asking: openai.OpenAI, backend: RunningBackend) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_an_answer_follows_a_schema(asking: openai.OpenAI, backend: RunningBackend, family: str) -> None:
     answer = asking.chat.completions.create(
-        model=backend.llama,
+        model=getattr(backend, family),
         messages=QUESTION,
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
         max_tokens=80,

@@ -13,11 +13,8 @@ from attestation.policy import Policy
 from inference.client.transport import CloisterTransport
 from tests.client.test_sdks import FAQ, QUESTION
 from tests.conftest import RunningBackend
+from tests.pictures import REDS, data_url, png
 from tests.system.test_answers import ask_engine
-
-PIXEL = "data:image/png;base64," + (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +90,82 @@ def test_a_prompt_beyond_the_context(client: openai.OpenAI, model: str) -> None:
     assert refused.value.code == "context_length_exceeded"
 
 
-def _with_image(url: str) -> list[Any]:
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+COLOURS = {
+    "red": (216, 30, 40),
+    "green": (30, 160, 50),
+    "blue": (30, 60, 220),
+    "yellow": (240, 220, 40),
+    "white": (250, 250, 250),
+    "black": (8, 8, 8),
+}
+
+
+def _with_images(*urls: str) -> list[Any]:
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": "What colour is this image?"}]}]
 
 
 def test_an_image_by_address_is_refused(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(client, model, messages=_with_image("https://example.org/a.png"))
+        ask(client, model, messages=_with_images("https://example.org/a.png"))
     assert refused.value.code == "remote_media"
     assert "data:" in refused.value.message
 
 
-def test_an_image_as_data_reaches_the_engine(client: openai.OpenAI, model: str) -> None:
-    """The demo's models have no eyes: it is the engine that says so."""
+def test_an_image_for_a_model_without_eyes(client: openai.OpenAI, backend: RunningBackend) -> None:
+    """It is the engine that says so."""
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(client, model, messages=_with_image(PIXEL))
+        ask(client, backend.llama, messages=_with_images(data_url(png())))
     assert refused.value.code != "remote_media"
     assert "multimodal" in refused.value.message.lower()
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_the_colour_of_an_image(client: openai.OpenAI, backend: RunningBackend, colour: str) -> None:
+    image = data_url(png(COLOURS[colour], 120, 80))
+    answer = ask(client, backend.gemma, messages=_with_images(image))
+    assert answer.choices[0].message.content == f"The image is {colour}."
+    assert answer.usage.prompt_tokens > 8
+
+
+@pytest.mark.parametrize("kind", REDS)
+def test_every_kind_of_image_file(client: openai.OpenAI, backend: RunningBackend, kind: str) -> None:
+    """As the SDK's users send it: whole and streamed, under the media type of its kind."""
+    messages = _with_images(data_url(REDS[kind], f"image/{kind.split()[0]}"))
+    assert ask(client, backend.gemma, messages=messages).choices[0].message.content == "The image is red."
+    stream = ask(client, backend.gemma, messages=messages, stream=True)
+    assert "".join(event.choices[0].delta.content or "" for event in stream) == "The image is red."
+
+
+def test_without_its_image_the_same_question_has_another_answer(client: openai.OpenAI, backend: RunningBackend) -> None:
+    said = ask(client, backend.gemma, messages=_with_images()).choices[0].message.content
+    assert said == "I see no image in your question."
+
+
+def test_two_images_and_an_earlier_one(client: openai.OpenAI, backend: RunningBackend) -> None:
+    blue, black = (data_url(png(COLOURS[colour])) for colour in ("blue", "black"))
+    two = ask(client, backend.gemma, messages=_with_images(blue, black))
+    one = ask(client, backend.gemma, messages=_with_images(blue))
+    assert two.usage.prompt_tokens > one.usage.prompt_tokens
+    earlier = [*_with_images(blue), {"role": "assistant", "content": "The image is blue."}, *_with_images(black)]
+    assert ask(client, backend.gemma, messages=earlier).choices[0].message.content == "The image is black."
+
+
+def test_an_image_in_the_shapes_of_the_other_routes(client: openai.OpenAI, backend: RunningBackend) -> None:
+    text = "What colour is this image?"
+    data = png(COLOURS["green"])
+    parts: Any = [{"type": "input_image", "image_url": data_url(data)}, {"type": "input_text", "text": text}]
+    answer = client.responses.create(
+        model=backend.gemma, input=[{"role": "user", "content": parts}], max_output_tokens=20, temperature=0
+    )
+    assert answer.output_text == "The image is green."
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(data).decode()}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": text}]
+    body = {"model": backend.gemma, "max_tokens": 20, "temperature": 0}
+    raw: Any = client.post(
+        "/messages", body={**body, "messages": [{"role": "user", "content": content}]}, cast_to=object
+    )
+    assert raw["content"][0]["text"] == "The image is green."
 
 
 def test_a_batch_of_embeddings(client: openai.OpenAI, backend: RunningBackend) -> None:

@@ -5,7 +5,6 @@ overtaken by engines that crash and hang, by a shutdown and by a crash of the ga
 """
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -31,9 +30,10 @@ from inference.gateway.app import GATEWAY_PATH
 from tests.conftest import free_port, wait_until_serving
 from tests.leaks.places import Bytes, Files, Processes, WholeTree, Written, hunt
 from tests.leaks.search import Canary, Searcher
+from tests.pictures import carrying, data_url
 from tests.support import ROOT, Answer, Wire, config_text, open_answer
 
-LLAMA, E5 = "demo/llama-awq", "demo/e5"
+GEMMA, E5 = "demo/gemma3", "demo/e5"
 CHAT = "/v1/chat/completions"
 _NAMES = tuple("prompt system tool image input key wrong-key model path field value header cut".split())  # noqa: SIM905
 
@@ -127,7 +127,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
     port = free_port()
     changes = {"ready_seconds": "240\nhung_seconds = 4", "max_requests": "6"}
     text = config_text(port=port, runtime=folder / "run", api_keys=[canaries["key"].data.decode()], changes=changes)
-    text = re.sub(r'(?ms)^\[\[models\]\]\nid = "demo/gemma3".*?(?=^\[\[models\]\])', "", text)
+    text = re.sub(r'(?ms)^\[\[models\]\]\nid = "demo/llama-awq".*?(?=^\[\[models\]\])', "", text)
     metrics = free_port()
     text += f'\n[metering]\nrecords = "{folder / "usage.jsonl"}"\n[telemetry]\nport = {metrics}\n'
     (folder / "hunt.toml").write_text(text)
@@ -175,13 +175,16 @@ def _messages(h: Hunted) -> list[dict[str, Any]]:
 
 def _ask_everything(h: Hunted) -> None:
     """Requests that succeed, on every route."""
-    chat = {"model": LLAMA, "messages": _messages(h), "max_tokens": 8}
+    chat = {"model": GEMMA, "messages": _messages(h), "max_tokens": 8}
     tools = [{"type": "function", "function": {"name": "f", "description": h.word("tool"), "parameters": {}}}]
     assert h.ask(chat).status == 200
     assert h.ask({**chat, "stream": True}).status == 200
     assert h.ask({**chat, "tools": tools, "user": h.word("field")}).status == 200
-    assert h.ask({"model": LLAMA, "prompt": h.word("prompt"), "max_tokens": 4}, "/v1/completions").status == 200
-    assert h.ask({"model": LLAMA, "input": h.word("input"), "max_output_tokens": 4}, "/v1/responses").status == 200
+    seen = {"type": "image_url", "image_url": {"url": data_url(carrying(h.canaries["image"].data))}}
+    asked = [{"role": "user", "content": [seen, {"type": "text", "text": h.word("prompt")}]}]
+    assert h.ask({**chat, "messages": asked}).status == 200
+    assert h.ask({"model": GEMMA, "prompt": h.word("prompt"), "max_tokens": 4}, "/v1/completions").status == 200
+    assert h.ask({"model": GEMMA, "input": h.word("input"), "max_output_tokens": 4}, "/v1/responses").status == 200
     assert h.ask({**chat, "system": h.word("system"), "messages": _messages(h)[1:]}, "/v1/messages").status == 200
     assert h.ask({"model": E5, "input": [h.word("input"), h.word("prompt")]}, "/v1/embeddings").status == 200
     assert h.ask(b"", "/v1/models", "GET").status == 200
@@ -189,9 +192,13 @@ def _ask_everything(h: Hunted) -> None:
 
 def _fail_everything(h: Hunted) -> None:
     """Every error that a client can make, each with a canary where the mistake is."""
-    chat = {"model": LLAMA, "messages": _messages(h), "max_tokens": 8}
-    image = "data:image/png;base64," + base64.b64encode(h.canaries["image"].data * 3).decode()
-    parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": None}]
+    chat = {"model": GEMMA, "messages": _messages(h), "max_tokens": 8}
+    image = h.canaries["image"].data
+    broken = carrying(image)[:-200]
+    parts, cut = (
+        [{"type": "image_url", "image_url": {"url": data_url(data)}}, {"type": "text", "text": h.word("prompt")}]
+        for data in (image * 3, broken)
+    )
     value = h.word("value")
     bad: list[tuple[Any, ...]] = [
         (b'{"messages": "' + h.canaries["prompt"].data,),
@@ -210,6 +217,8 @@ def _fail_everything(h: Hunted) -> None:
             },
         ),
         ({**chat, "messages": [{"role": "user", "content": parts}]},),
+        ({**chat, "messages": [{"role": "user", "content": cut}]},),
+        ({**chat, "messages": [{"role": "user", "content": [*parts[:1], {"type": "text", "text": None}]}]},),
         ({**chat, "messages": [{"role": value, "content": value}]},),
         ({**chat, "messages": value},),
         ({**chat, "temperature": value},),
@@ -227,8 +236,8 @@ def _fail_everything(h: Hunted) -> None:
         ({**chat, "stream": True, "stream_options": value},),
         ({"model": E5, "input": {h.word("field"): value}}, "/v1/embeddings"),
         ({"model": E5, "input": (h.word("input") + " ") * 5000}, "/v1/embeddings"),
-        ({"model": LLAMA, "input": [{"type": value}]}, "/v1/responses"),
-        ({"model": LLAMA, "messages": value, "max_tokens": 1}, "/v1/messages"),
+        ({"model": GEMMA, "input": [{"type": value}]}, "/v1/responses"),
+        ({"model": GEMMA, "messages": value, "max_tokens": 1}, "/v1/messages"),
     ]
     statuses = [h.ask(*asked).status for asked in bad]
     # vLLM takes three of them.
@@ -242,7 +251,7 @@ def _fail_everything(h: Hunted) -> None:
 
 def _disturb(h: Hunted) -> None:
     """Clients that leave, too many at once, an engine that hangs and one that crashes."""
-    long = {"model": LLAMA, "messages": _messages(h), "max_tokens": 900, "min_tokens": 900, "stream": True}
+    long = {"model": GEMMA, "messages": _messages(h), "max_tokens": 900, "min_tokens": 900, "stream": True}
     cut = {**long, "messages": [{"role": "user", "content": h.word("cut")}]}
     h.begin(cut).close()
     # Cut off while it is sent.
@@ -255,8 +264,8 @@ def _disturb(h: Hunted) -> None:
     time.sleep(0.5)
     status, _, _ = h.network.request("POST", GATEWAY_PATH, h.send(long), {"Content-Type": ohttp.CHUNKED.request})
     assert status == 503, "too many at once"
-    os.kill(h.core(LLAMA), signal.SIGSEGV)
-    h.until(LLAMA, "restarting", "checking")
+    os.kill(h.core(GEMMA), signal.SIGSEGV)
+    h.until(GEMMA, "restarting", "checking")
     for connection in open_ones:
         # Those that were refused stay open for another request.
         connection.settimeout(1)
@@ -264,26 +273,26 @@ def _disturb(h: Hunted) -> None:
             while connection.recv(65_536):
                 pass
         connection.close()
-    assert h.ask({"model": LLAMA, "messages": _messages(h)}).status == 503
+    assert h.ask({"model": GEMMA, "messages": _messages(h)}).status == 503
     stuck = h.core(E5)
     os.kill(stuck, signal.SIGSTOP)
     assert h.ask({"model": E5, "input": h.word("input")}, "/v1/embeddings").status in (502, 503)
     h.until(E5, "live")
-    h.until(LLAMA, "live")
-    assert h.ask({"model": LLAMA, "messages": _messages(h), "max_tokens": 4}).status == 200
+    h.until(GEMMA, "live")
+    assert h.ask({"model": GEMMA, "messages": _messages(h), "max_tokens": 4}).status == 200
 
 
 def _outside(h: Hunted) -> bytes:
     """All that the backend and its engines say to whoever asks."""
     pages = [h.backend.request("GET", path)[2] for path in ("/readyz", "/healthz", "/v1/models", GATEWAY_PATH)]
     pages.append(h.backend.request("GET", f"/.well-known/attestation?nonce={'1' * 64}")[2])
-    for name in (LLAMA, E5):
+    for name in (GEMMA, E5):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(h.folder / "run" / name.replace("/", "-") / "engine.sock"))
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             pages.append(b"".join(iter(lambda: connection.recv(65_536), b"")))
     own = h.metrics.request("GET", "/metrics")[2]  # type: ignore[attr-defined]
-    assert b'cloister_requests_total{model="demo/llama-awq"' in own
+    assert b'cloister_requests_total{model="demo/gemma3"' in own
     assert b'cloister_model_state{model="demo/e5",state="live"} 1.0' in own
     assert b"cloister_evidence_rounds" in own
     assert h.metrics.request("GET", "/")[0] == 404  # type: ignore[attr-defined]
@@ -298,11 +307,11 @@ def test_nothing_of_a_conversation_is_found_anywhere(hunted: Hunted) -> None:
     said = _outside(h)
     processes = frozenset({os.getpid(), *_ancestors(os.getpid())})
     running = hunt([Processes(processes)], Searcher([*h.canaries.values(), *h.secrets]))
-    for name in (LLAMA, E5):
+    for name in (GEMMA, E5):
         folder = h.folder / "run" / name.replace("/", "-")
         assert folder.stat().st_mode & 0o077 == 0, "only the engine's user and root reach its socket"
     # A stream is under way when the operator stops the backend, and when that crashes.
-    left = h.begin({"model": LLAMA, "messages": _messages(h), "max_tokens": 900, "min_tokens": 900, "stream": True})
+    left = h.begin({"model": GEMMA, "messages": _messages(h), "max_tokens": 900, "min_tokens": 900, "stream": True})
     h.process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     h.process.send_signal(signal.SIGSEGV)
