@@ -231,8 +231,8 @@ RULES = (
         ((LAUNCHER, "import vllm"), ("inference/app.py", "import vllm_like")),
     ),
     Rule(
-        "torch and transformers are for the demonstration's models and the launcher",
-        lambda path: path != LAUNCHER and outside("deploy/demo")(path),
+        "torch and transformers are for the demonstration's models, the launcher and the engine's plugin",
+        lambda path: path != LAUNCHER and outside("deploy/demo", "deploy/engine_plugin")(path),
         lambda target: under(target, "torch", "transformers"),
         (
             ("inference/engine/weights.py", "import torch"),
