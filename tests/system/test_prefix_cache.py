@@ -1,4 +1,4 @@
-"""Computed prefixes are found again by the caller who named a domain, and by nobody else. Real vLLM's own counters."""
+"""Computed prefixes and images are found again by the caller who named a domain, and by nobody else. Real vLLM's own counters."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ from inference.gateway import usage
 from inference.gateway.admission import EngineCall
 from tests.conftest import RunningBackend
 from tests.gateway.support import admission_of
+from tests.pictures import data_url, png
 from tests.support import ROOT, config_text
 from tests.system.test_answers import FAQ, ask_engine
 
@@ -55,6 +56,45 @@ def test_callers_never_hit_each_others_prefix(backend: RunningBackend) -> None:
     assert ask("sk-one", None) == 0
     assert ask("sk-one", None) == 0, "without a domain each request is alone"
     assert ask("sk-two", "mine") > 0
+
+
+def test_callers_never_hit_each_others_images(backend: RunningBackend) -> None:
+    """What vLLM made of an image it keeps without a salt: the gateway makes each caller's another file."""
+    admission = admission_of(parse(config_text(port=0, runtime=ROOT / "var" / "run", api_keys=list(KEYS)).encode()))
+    socket = backend.sockets[backend.gemma]
+    image = {"type": "image_url", "image_url": {"url": data_url(png((30, 60, 220), 90, 70))}}
+
+    def kept() -> tuple[int, int]:
+        """How often vLLM looked for an image, and how often it had it."""
+        text = ask_engine(socket, "GET", "/metrics").decode()
+        queries, hits = (
+            sum(int(float(value)) for value in re.findall(rf"(?m)^vllm:mm_cache_{name}_total\{{.*\}} (\S+)$", text))
+            for name in ("queries", "hits")
+        )
+        return queries, hits
+
+    def ask(key: str, domain: str | None) -> bool:
+        content = [image, {"type": "text", "text": "What colour is this image?"}]
+        body = {"model": backend.gemma, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        if domain is not None:
+            body["prompt_cache_key"] = domain
+        fields = ((b"authorization", b"Bearer " + key.encode()),)
+        call = admission.admit(InnerRequest("POST", "/v1/chat/completions", fields, json.dumps(body).encode()))
+        assert isinstance(call, EngineCall)
+        before = kept()
+        answer = json.loads(ask_engine(socket, "POST", call.path, json.loads(call.body)))
+        assert answer["choices"][0]["message"]["content"] == "The image is blue."
+        queries, hits = (after - then for after, then in zip(kept(), before, strict=True))
+        assert queries == 1
+        return hits == 1
+
+    assert not ask("sk-one", "pictures")
+    assert ask("sk-one", "pictures"), "the same caller's second turn"
+    assert not ask("sk-two", "pictures"), "another caller, the same name"
+    assert not ask("sk-one", "others"), "the same caller, another domain"
+    assert not ask("sk-one", None)
+    assert not ask("sk-one", None), "without a domain each request is alone"
+    assert ask("sk-two", "pictures")
 
 
 def test_messages_count_what_was_found_as_part_of_the_prompt(backend: RunningBackend) -> None:
