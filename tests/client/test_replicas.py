@@ -237,6 +237,16 @@ def test_where_all_have_no_room_the_caller_is_told_when_to_come_back(proxied: Pr
     assert proxied.ask().status_code == 200
 
 
+def test_one_that_has_no_room_says_more_than_one_with_other_keys(proxied: Proxied) -> None:
+    proxied.fake(plain=(503, {**PROBLEM, "retry-after": "7"}, b"{}"))
+    proxied.fake(plain=(422, PROBLEM, json.dumps({"type": OHTTP_KEY}).encode()))
+    proxied.start()
+    proxied.verified()
+    for _ in range(2):
+        response = proxied.ask()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+
+
 def test_a_sealed_503_is_passed_on_and_the_next_request_goes_elsewhere(proxied: Proxied) -> None:
     proxied.fake()
     proxied.fake()
@@ -282,19 +292,23 @@ def test_nothing_is_sealed_for_one_with_anothers_evidence(proxied: Proxied) -> N
 
 
 def test_no_request_waits_for_one_that_does_not_answer(proxied: Proxied) -> None:
-    proxied.fake()
-    slow = proxied.fake()
-    document = slow._document
-
-    def late(scope: Any) -> bytes:
-        time.sleep(3)
-        return document(scope)
-
-    slow._document = late  # type: ignore[method-assign]
+    slow_down(proxied.fake(), 0.5)
+    slow_down(proxied.fake(), 3)
     proxied.start()
     before = time.monotonic()
     assert proxied.ask().status_code == 200
-    assert time.monotonic() - before < 2
+    assert 0.3 < time.monotonic() - before < 2
+
+
+def slow_down(fake: Fake, seconds: float) -> None:
+    """Its evidence takes this long."""
+    document = fake._document
+
+    def late(scope: Any) -> bytes:
+        time.sleep(seconds)
+        return document(scope)
+
+    fake._document = late  # type: ignore[method-assign]
 
 
 def test_lists_of_models_are_merged_from_those_that_can_be_asked(proxied: Proxied) -> None:
