@@ -53,11 +53,18 @@ class Replica:
     sha256: str
     process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def command(self) -> list[str]:
+        return ["tests.system.replica", str(self.folder / "backend.toml"), str(self.folder)]
+
     def start(self) -> None:
-        command = [sys.executable, "-m", "tests.system.replica", str(self.folder / "backend.toml"), str(self.folder)]
         with (self.folder / "log").open("ab") as log:
+            command = [sys.executable, "-m", *self.command]
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        wait_for(lambda: get(f"http://127.0.0.1:{self.port}/readyz") == 200, self.folder / "log")
+        wait_for(self.ready, self.folder / "log", 300)
+
+    def ready(self) -> bool:
+        return get(f"http://127.0.0.1:{self.port}/readyz") == 200
 
     def kill(self) -> None:
         assert self.process is not None
@@ -70,6 +77,34 @@ class Replica:
         """What its engine was asked, in order."""
         path = self.folder / "asked"
         return path.read_text().splitlines() if path.exists() else []
+
+
+class Whole(Replica):
+    """A whole backend, started as an operator would: TLS of its own, and vLLM."""
+
+    @property
+    def command(self) -> list[str]:
+        return ["inference", "serve", "--config", str(self.folder / "backend.toml")]
+
+    def ready(self) -> bool:
+        return get(f"https://127.0.0.1:{self.port}/readyz", ssl._create_unverified_context()) == 200
+
+    @property
+    def asked(self) -> list[str]:
+        """A line for each request that its engine was asked."""
+        path = self.folder / "records"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def configuration(folder: Path, name: str, port: int, *, whole: bool) -> str:
+    """The demo's; a whole backend's has TLS, records and one model."""
+    changes = {"replica": f'"{name}"'}
+    if not whole:
+        return config_text(port=port, runtime=folder, changes=changes)
+    changes |= {"mode": '"generated"\nnames = ["localhost"]'}
+    text = config_text(port=port, runtime=folder / "run", changes=changes)
+    first, _, _ = text.partition('[[models]]\nid = "demo/gemma3"')
+    return f'[metering]\nrecords = "{folder}/records"\n\n{first}'
 
 
 @dataclass
@@ -135,9 +170,9 @@ class Cluster:
             assert "Traceback" not in log_path.read_text()
 
 
-def get(url: str) -> int:
+def get(url: str, context: ssl.SSLContext | None = None) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=5, context=context) as answer:
             return int(answer.status)
     except OSError:
         return 0
@@ -169,7 +204,7 @@ def certificate(path: Path) -> None:
     path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
 
 
-def balancer(folder: Path, port: int, ports: dict[str, int]) -> Path:
+def balancer(folder: Path, port: int, ports: dict[str, int], *, whole: bool) -> Path:
     """The shipped configuration with this test's addresses, and a rogue replica that somebody added."""
     text = (SHIPPED / "haproxy.cfg").read_text()
     shutil.copy(SHIPPED / "lost.http", folder)
@@ -179,9 +214,10 @@ def balancer(folder: Path, port: int, ports: dict[str, int]) -> Path:
         "/etc/haproxy/llm.example.org.pem", f"{folder}/certificate.pem"
     )
     text = text.replace("/etc/haproxy/", f"{folder}/").replace("log /dev/log local0", "log stdout format raw local0")
-    # The replicas of this test have no TLS; whole backends do, in `make deploy-test`.
+    # Gateways alone have no TLS here; whole backends do.
+    tls = " ssl verify none" if whole else ""
     for n, name in enumerate(NAMES):
-        text, count = re.subn(rf"10\.0\.0\.{11 + n}:443 ssl verify none", f"127.0.0.1:{ports[name]}", text)
+        text, count = re.subn(rf"10\.0\.0\.{11 + n}:443 ssl verify none", f"127.0.0.1:{ports[name]}{tls}", text)
         assert count == 2, name
     text = re.sub(r"(?m)^    (user|group) haproxy$", "", text).replace("maxconn 8000", "maxconn 200")
     text += f"\nbackend replica_{ROGUE} from replica\n    server {ROGUE} 127.0.0.1:{ports[ROGUE]} check\n"
@@ -191,8 +227,8 @@ def balancer(folder: Path, port: int, ports: dict[str, int]) -> Path:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
-    """All of it, until all are reached through HAProxy."""
+def running_cluster(folder: Path, *, whole: bool = False) -> Iterator[Cluster]:
+    """All of it, until all are reached through HAProxy. `whole`: the three with vLLM; the rogue one has none."""
     certificate(folder / "certificate.pem")
     replicas: dict[str, Replica] = {}
     with ExitStack() as stack:
@@ -200,13 +236,14 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
             own = folder / name
             own.mkdir()
             port = free_port()
-            text = config_text(port=port, runtime=own, changes={"replica": f'"{name}"'})
+            kind = Whole if whole and name != ROGUE else Replica
+            text = configuration(own, name, port, whole=kind is Whole)
             (own / "backend.toml").write_text(text)
-            replica = replicas[name] = Replica(name, own, port, parse(text.encode()).sha256.hex())
+            replica = replicas[name] = kind(name, own, port, parse(text.encode()).sha256.hex())
             replica.start()
             stack.callback(lambda replica=replica: replica.kill())
         port = free_port()
-        path = balancer(folder, port, {name: replica.port for name, replica in replicas.items()})
+        path = balancer(folder, port, {name: replica.port for name, replica in replicas.items()}, whole=whole)
         with (folder / "haproxy.log").open("wb") as log:
             process = subprocess.Popen(["haproxy", "-f", str(path)], stdout=log, stderr=subprocess.STDOUT)
         stack.callback(process.wait)
@@ -223,6 +260,7 @@ class Load:
     """Callers that ask one request after the other, each with a name of its own."""
 
     url: str
+    body: dict[str, Any] = field(default_factory=lambda: {"events": 4, "gap": 0.04})
     done: list[str] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -250,7 +288,7 @@ class Load:
         answer = client.post(f"{self.url}{CHAT}", json=body)
         assert answer.status_code == 200, answer.text
         assert answer.content.count(b"data: {") == 4
-        assert answer.content.count(b"data: [DONE]") == 1
+        assert answer.content.count(b"data: [DONE]") == 1, answer.text[-300:]
 
     @contextmanager
     def running(self) -> Iterator[None]:
