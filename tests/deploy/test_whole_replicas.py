@@ -28,9 +28,11 @@ def test_a_whole_backend_is_killed_under_load(tmp_path: Path) -> None:
                 time.sleep(8)
                 shares = {name: len(replica.asked) for name, replica in cluster.replicas.items()}
                 cluster.replicas["alpha"].kill()
+                assert load.broken == []
                 at, when = len(load.done), time.monotonic()
                 time.sleep(8)
                 after = len(load.done) - at
+                assert after > 8, load.broken[-3:]
                 cluster.replicas["alpha"].start()
                 back = time.monotonic() - when
                 seen = len(cluster.replicas["alpha"].asked)
@@ -43,7 +45,6 @@ def test_a_whole_backend_is_killed_under_load(tmp_path: Path) -> None:
         # Kept in deploy/results/replicas.txt.
         sys.stdout.write("\n".join([said, *(f"broken: {reason[-300:]}" for _, reason in load.broken[:10]), ""]))
         assert all(shares.values())
-        assert after > 8
         # What died with alpha has no record, so this is a bound; the scripted engines count exactly.
         assert len(load.done) <= sum(asked.values()) <= len(load.done) + len(load.broken)
         assert len(load.broken) <= 8
