@@ -277,17 +277,12 @@ class Load:
                 except (httpx2.TransportError, AssertionError) as error:
                     self.broken.append((name, f"{type(error).__name__} {error}"))
 
-    def _ask(self, client: httpx2.Client, name: str) -> bool:
-        body = {
-            "model": MODEL,
-            "stream": True,
-            "events": 4,
-            "gap": 0.04,
-            "messages": [{"role": "user", "content": name}],
-        }
+    def _ask(self, client: httpx2.Client, name: str) -> None:
+        body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": name}], **self.body}
         answer = client.post(f"{self.url}{CHAT}", json=body)
         assert answer.status_code == 200, answer.text
-        assert answer.content.count(b"data: {") == 4
+        events = answer.content.count(b"data: {")
+        assert events == self.body.get("events", events)
         assert answer.content.count(b"data: [DONE]") == 1, answer.text[-300:]
 
     @contextmanager
