@@ -24,9 +24,8 @@ demo: $(VENV)/.installed models ## A short conversation, a search and a tamperin
 test: $(VENV)/.installed-dev models ## Run all tests (T="path or options" selects)
 	@$(RUN) -m pytest $(T)
 
-deploy-test: $(VENV)/.installed-dev models ## What deploys and takes minutes: the chart, and whole backends behind HAProxy
-	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[deploy]'
-	@CLOISTER_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy $(T)
+deploy-test: $(VENV)/.installed-dev models ## What takes minutes to deploy: whole backends with vLLM behind HAProxy
+	@CLOISTER_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy -s $(T)
 
 lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and inference/channel/
 	@$(VENV)/bin/ruff check .

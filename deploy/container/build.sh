@@ -24,6 +24,6 @@ if [[ ! $base =~ ^[a-z0-9./:_-]+@sha256:[0-9a-f]{64}$ && ! $base =~ ^localhost/ 
 fi
 command -v buildah >/dev/null || { say "buildah is missing: apt-get install buildah"; exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
-exec buildah build --file "$root/deploy/container/Containerfile" --ignorefile "$root/deploy/container/containerignore" \
+exec buildah build --file "$root/deploy/container/Containerfile" --ignorefile "$root/deploy/container/Containerfile.dockerignore" \
     --target "$target" --build-arg BASE="$base" --tag "${TAG:-localhost/cloister-$target}" \
     --timestamp 0 "$@" "$root"

@@ -53,8 +53,8 @@ class UpstreamRefused(ClientError):
         self.status = status
         self.problem_type = problem_type
         self.retry_after = retry_after
-        self.unopened = unopened
         """Seconds."""
+        self.unopened = unopened
 
 
 class NotVerified(ClientError):

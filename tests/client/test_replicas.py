@@ -1,9 +1,10 @@
 """Several upstreams: which one is asked, when another one is, and that nothing is sent to who is not verified."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -292,23 +293,31 @@ def test_nothing_is_sealed_for_one_with_anothers_evidence(proxied: Proxied) -> N
 
 
 def test_no_request_waits_for_one_that_does_not_answer(proxied: Proxied) -> None:
-    slow_down(proxied.fake(), 0.5)
-    slow_down(proxied.fake(), 3)
-    proxied.start()
-    before = time.monotonic()
-    assert proxied.ask().status_code == 200
-    assert 0.3 < time.monotonic() - before < 2
+    left, right = proxied.fake(), proxied.fake()
+    with held(right) as asked:
+        proxied.start()
+        assert proxied.ask().status_code == 200
+        assert asked.wait(10)
+        assert [item["verified"] for item in proxied.health()] == [True, False]
+    assert [len(left.inner), len(right.inner)] == [1, 0]
 
 
-def slow_down(fake: Fake, seconds: float) -> None:
-    """Its evidence takes this long."""
+@contextmanager
+def held(fake: Fake) -> Iterator[threading.Event]:
+    """Its evidence does not come before the end of this; gives what tells that it was asked for."""
     document = fake._document
+    asked, let_go = threading.Event(), threading.Event()
 
     def late(scope: Any) -> bytes:
-        time.sleep(seconds)
+        asked.set()
+        let_go.wait(60)
         return document(scope)
 
     fake._document = late  # type: ignore[method-assign]
+    try:
+        yield asked
+    finally:
+        let_go.set()
 
 
 def test_lists_of_models_are_merged_from_those_that_can_be_asked(proxied: Proxied) -> None:

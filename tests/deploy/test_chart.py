@@ -6,16 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import helm_python as helm
+import kubernetes_validate
 import pytest
 import yaml
 
 from inference.config import ConfigError, parse
 from tests.support import ROOT
-
-helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed: pip install -e '.[deploy]'")
-kubernetes_validate = pytest.importorskip(
-    "kubernetes_validate", reason="kubernetes-validate is not installed: pip install -e '.[deploy]'"
-)
 
 CHART = ROOT / "deploy" / "chart"
 DIGEST = "sha256:" + "ab" * 32

@@ -57,7 +57,7 @@ def test_the_engines_version_is_the_projects() -> None:
 
 
 def test_no_secret_and_no_weight_gets_into_the_context() -> None:
-    ignore = (FOLDER / "containerignore").read_text().split()
+    ignore = (FOLDER / "Containerfile.dockerignore").read_text().split()
     copied = {word for line in re.findall(r"(?m)^COPY (?!--from)(.*)$", CONTAINERFILE) for word in line.split()[:-1]}
     assert "*" in ignore
     for name in copied:

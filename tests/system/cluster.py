@@ -136,12 +136,14 @@ class Cluster:
     def log(self) -> Path:
         return self.folder / "haproxy.log"
 
-    def request(self, method: str, path: str, host: str | None = None, **headers: str) -> httpx2.Response:
+    def request(
+        self, method: str, path: str, host: str | None = None, content: bytes = b"", **headers: str
+    ) -> httpx2.Response:
         """A plain request to HAProxy, on the common name or a replica's; status 599 where nobody listens."""
         context = ssl.create_default_context(cafile=str(self.folder / "certificate.pem"))
         try:
-            with httpx2.Client(verify=context) as client:
-                return client.request(method, f"{self.url(host)}{path}", headers=headers)
+            with httpx2.Client(verify=context, timeout=30) as client:
+                return client.request(method, f"{self.url(host)}{path}", content=content, headers=headers)
         except httpx2.ConnectError:
             return httpx2.Response(599)
 
@@ -178,7 +180,7 @@ def get(url: str, context: ssl.SSLContext | None = None) -> int:
         return 0
 
 
-def wait_for(done: Any, log: Path, seconds: float = 30) -> None:
+def wait_for(done: Any, log: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, log.read_text()[-2000:]

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from attestation.policy import Policy
+from inference.client.session import SEALED_HEADERS, Upstream
 from tests.system.cluster import (
     CHAT,
     CLIENTS,
+    MODEL,
     NAMES,
     ROGUE,
     SHIPPED,
@@ -61,18 +63,17 @@ def test_a_replica_is_killed_under_load_and_comes_back(cluster: Cluster) -> None
     with cluster.proxy(*(cluster.url(name) for name in (*NAMES, ROGUE))) as url:
         load = Load(url)
         with load.running():
-            time.sleep(2)
-            shares = counts(cluster)
+            wait_for(lambda: all(now > before[name] for name, now in counts(cluster).items()), cluster.log)
+            wait_for(lambda: len(load.done) > 2 * CLIENTS, cluster.log)
             cluster.replicas["alpha"].kill()
             killed, when = len(load.done), counts(cluster)
-            time.sleep(3)
-            assert len(load.done) > killed + 3 * CLIENTS
+            wait_for(lambda: len(load.done) > killed + 4 * CLIENTS, cluster.log)
             assert all(counts(cluster)[name] > when[name] for name in ("beta", "gamma"))
+            assert counts(cluster)["alpha"] == when["alpha"]
             cluster.replicas["alpha"].start()
-            wait_for(lambda: counts(cluster)["alpha"] > when["alpha"], cluster.log)
-            time.sleep(1)
-        health = httpx2.get(f"{url}/healthz").json()
-    assert all(shares[name] - before[name] > 0 for name in NAMES)
+            wait_for(lambda: counts(cluster)["alpha"] > when["alpha"] + 2, cluster.log)
+        wait_for(lambda: httpx2.get(f"{url}/healthz", timeout=30).json()["upstreams"][0]["verified"], cluster.log)
+        health = httpx2.get(f"{url}/healthz", timeout=30).json()
     judge(cluster, load, before, in_progress=CLIENTS)
     verified = {item["upstream"]: item["verified"] for item in health["upstreams"]}
     assert verified == {cluster.url(name): name != ROGUE for name in (*NAMES, ROGUE)}
@@ -102,6 +103,25 @@ def test_a_client_of_the_common_name_goes_on_with_another_replica(cluster: Clust
     # What failed had been sent. Those who came later were told at once, and heard nothing of it.
     assert [reason for _, reason in load.broken if "503" in reason or "422" in reason] == []
     assert len([line for line in cluster.served("anyone") if line[:2] == ["GET", "/.well-known/attestation"]]) > 1
+
+
+def test_what_was_sealed_for_one_and_brought_to_another_is_opened_by_nobody(cluster: Cluster) -> None:
+    """The balancer is not trusted: it may bring a request anywhere, the rogue one and the wrong replica among them."""
+    upstream = Upstream(cluster.url("alpha"), policy=Policy.from_toml(cluster.policy))
+    challenge = upstream.challenge()
+    session = upstream.accept(challenge, cluster.request("GET", challenge.target, "alpha").content)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "astray"}]}
+    data, _ = session.seal("POST", CHAT, ((b"content-type", b"application/json"),), json.dumps(body).encode())
+    assert session.gateway_path.endswith("/alpha")
+    for name in ("beta", ROGUE):
+        path = session.gateway_path.replace("alpha", name)
+        answer = cluster.request("POST", path, content=data, **SEALED_HEADERS)
+        assert answer.status_code == 422
+        assert answer.json()["type"].endswith("#ohttp-key")
+    assert not [one.name for one in (*cluster.replicas.values(), cluster.rogue) if "astray" in one.asked]
+    answer = cluster.request("POST", session.gateway_path, content=data, **SEALED_HEADERS)
+    assert answer.status_code == 200
+    assert cluster.replicas["alpha"].asked.count("astray") == 1
 
 
 def test_evidence_of_each_replica_is_reached_by_its_host_name(cluster: Cluster) -> None:
