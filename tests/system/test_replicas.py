@@ -27,8 +27,10 @@ from tests.system.cluster import (
     SHIPPED,
     Cluster,
     Load,
+    Replica,
     certificate,
     running_cluster,
+    streams,
     wait_for,
 )
 
@@ -58,6 +60,20 @@ def counts(cluster: Cluster) -> dict[str, int]:
     return {name: len(replica.asked) for name, replica in cluster.replicas.items()}
 
 
+def kill_in_the_middle(replica: Replica, log: Path) -> str:
+    """Ends it while its engine works at a request of which no byte was answered; gives the request's name."""
+    seen = len(replica.asked)
+    found: list[str] = []
+
+    def working() -> bool:
+        found[:] = [name for name in replica.asked[seen:] if not streams(name)]
+        return bool(found)
+
+    wait_for(working, log, every=0.005)
+    replica.kill()
+    return found[-1]
+
+
 def test_a_replica_is_killed_under_load_and_comes_back(cluster: Cluster) -> None:
     before = counts(cluster)
     with cluster.proxy(*(cluster.url(name) for name in (*NAMES, ROGUE))) as url:
@@ -65,8 +81,9 @@ def test_a_replica_is_killed_under_load_and_comes_back(cluster: Cluster) -> None
         with load.running():
             wait_for(lambda: all(now > before[name] for name, now in counts(cluster).items()), cluster.log)
             wait_for(lambda: len(load.done) > 2 * CLIENTS, cluster.log)
-            cluster.replicas["alpha"].kill()
+            name = kill_in_the_middle(cluster.replicas["alpha"], cluster.log)
             killed, when = len(load.done), counts(cluster)
+            wait_for(lambda: name in dict(load.broken), cluster.log)
             wait_for(lambda: len(load.done) > killed + 4 * CLIENTS, cluster.log)
             assert all(counts(cluster)[name] > when[name] for name in ("beta", "gamma"))
             assert counts(cluster)["alpha"] == when["alpha"]
@@ -92,8 +109,9 @@ def test_a_client_of_the_common_name_goes_on_with_another_replica(cluster: Clust
             now = counts(cluster)
             used = [name for name in NAMES if now[name] > before[name]]
             assert len(used) == 1
-            cluster.replicas[used[0]].kill()
+            name = kill_in_the_middle(cluster.replicas[used[0]], cluster.log)
             at = len(load.done)
+            wait_for(lambda: name in dict(load.broken), cluster.log)
             wait_for(lambda: len(load.done) > at + 4 * CLIENTS, cluster.log)
     cluster.replicas[used[0]].start()
     wait_for(lambda: cluster.request("GET", "/readyz", used[0]).status_code == 200, cluster.log)
