@@ -1,6 +1,8 @@
 """What can be said of the containers without building one; a build's output is in deploy/results/container.txt."""
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,23 @@ def test_compose_publishes_the_proxy_on_loopback_only() -> None:
             source, _, mode = volume.split(":")
             assert mode == "ro"
             assert source == "../var/models" or (ROOT / "deploy" / source).exists()
+
+
+@pytest.mark.skipif(
+    shutil.which("docker-compose") is None, reason="docker-compose is not installed (Debian: apt-get install)"
+)
+def test_docker_compose_takes_the_file_and_asks_for_the_base() -> None:
+    command = ["docker-compose", "--file", str(ROOT / "deploy" / "compose.yaml"), "config"]
+    environment = {name: value for name, value in os.environ.items() if name != "BASE"}
+    base = f"debian@sha256:{'ab' * 32}"
+    done = subprocess.run(command, env={**environment, "BASE": base}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = yaml.safe_load(done.stdout)["services"]["backend"]
+    assert read["build"]["args"]["BASE"] == base
+    assert (Path(read["build"]["context"]) / read["build"]["dockerfile"]).is_file()
+    without_base = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert without_base.returncode != 0
+    assert "deploy/container/README.md" in without_base.stderr
 
 
 def without(config: Config, *paths: str) -> Any:
