@@ -12,3 +12,5 @@ container=$(buildah from scratch)
 buildah add --quiet "$container" "$work/root.tar" /
 buildah config --cmd bash "$container"
 buildah commit --quiet --rm "$container" localhost/debian-base
+# What build.sh takes as BASE.
+buildah images --format '{{.Name}}@{{.Digest}}' localhost/debian-base

@@ -3,7 +3,7 @@
 #
 #   BASE=docker.io/library/debian@sha256:<64 digits> deploy/container/build.sh cpu|gpu|client [buildah's options]
 #
-#   BASE    Debian 12 by digest, or an image of this machine: localhost/<name> (README.md makes one without a registry)
+#   BASE    Debian 12 by digest; base.sh makes one where there is no registry, and prints its name and digest
 #   TAG     what the result is called (localhost/cloister-<target>)
 set -euo pipefail
 
@@ -17,8 +17,8 @@ cpu | gpu | client) shift ;;
     ;;
 esac
 base=${BASE:-}
-if [[ ! $base =~ ^[a-z0-9./:_-]+@sha256:[0-9a-f]{64}$ && ! $base =~ ^localhost/ ]]; then
-    say "BASE has to name an image by its digest, like docker.io/library/debian@sha256:<64 digits>, or be localhost/<name>."
+if [[ ! $base =~ ^[a-z0-9./:_-]+@sha256:[0-9a-f]{64}$ ]]; then
+    say "BASE has to name an image by its digest, like docker.io/library/debian@sha256:<64 digits>. Without a registry: base.sh."
     say "For today's digest: skopeo inspect --format '{{.Digest}}' docker://docker.io/library/debian:bookworm-slim"
     exit 2
 fi

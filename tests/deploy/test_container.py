@@ -75,6 +75,7 @@ def test_no_secret_and_no_weight_gets_into_the_context() -> None:
         (("cpu",), {}, "by its digest"),
         (("cpu",), {"BASE": "docker.io/library/debian:bookworm-slim"}, "by its digest"),
         (("cpu",), {"BASE": "debian@sha256:abc"}, "skopeo"),
+        (("cpu",), {"BASE": "localhost/debian-base"}, "base.sh"),
     ],
 )
 def test_a_build_without_a_pinned_base_is_refused(
