@@ -205,6 +205,14 @@ def test_monitoring_is_all_there_or_not_at_all() -> None:
     assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     labels = one(documents, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
+    peers = [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]
+    rendered = render({"serviceMonitor": {**MONITORED["serviceMonitor"], "scrapers": peers}})
+    policy = one(rendered, "NetworkPolicy")
+    kubernetes_validate.validate(policy, VERSIONS[-1], strict=True)
+    assert [(rule["ports"][0]["port"], rule.get("from")) for rule in policy["spec"]["ingress"]] == [
+        ("gateway", None),
+        ("metrics", peers),
+    ]
 
 
 def test_every_selector_finds_the_pods() -> None:
