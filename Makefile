@@ -10,7 +10,7 @@ SOAK_MINUTES ?= 10
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test lint format fuzz bench soak models engine-env clean
+.PHONY: help serve demo test deploy-test lint format fuzz bench soak models engine-env clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -23,6 +23,9 @@ demo: $(VENV)/.installed models ## A short conversation, a search and a tamperin
 
 test: $(VENV)/.installed-dev models ## Run all tests (T="path or options" selects)
 	@$(RUN) -m pytest $(T)
+
+deploy-test: $(VENV)/.installed-dev models ## What takes minutes to deploy: whole backends with vLLM behind HAProxy
+	@CLOISTER_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy -s $(T)
 
 lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and inference/channel/
 	@$(VENV)/bin/ruff check .

@@ -43,7 +43,14 @@ def serve(path: Path, check: bool) -> None:
 
 
 @main.command()
-@click.option("--upstream", required=True, metavar="URL", help="The backend, for example https://llm.example.org.")
+@click.option(
+    "--upstream",
+    "upstreams",
+    required=True,
+    multiple=True,
+    metavar="URL",
+    help="The backend, for example https://llm.example.org. Several: repeat it; each is verified before it is used.",
+)
 @click.option("--policy", type=FILE, required=True, help="The appraisal policy that its evidence has to meet.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=9876, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
@@ -51,13 +58,19 @@ def serve(path: Path, check: bool) -> None:
 @click.option("--workspace", type=FOLDER, help="Keeps each accepted evidence document, and a log of them, here.")
 @click.option("--kem", type=click.Choice(["mlkem768-x25519", "x25519"]), help="Only this KEM; else the best offered.")
 def proxy(
-    upstream: str, policy: Path, host: str, port: int, api_key: str | None, workspace: Path | None, kem: str | None
+    upstreams: tuple[str, ...],
+    policy: Path,
+    host: str,
+    port: int,
+    api_key: str | None,
+    workspace: Path | None,
+    kem: str | None,
 ) -> None:
     """Start the local client: an OpenAI-compatible endpoint that verifies the backend before it sends anything."""
     from inference.client.proxy import run_proxy
 
     run_proxy(
-        upstream=upstream, host=host, port=port, policy_path=policy, api_key=api_key, workspace=workspace, kem=kem
+        upstreams=upstreams, host=host, port=port, policy_path=policy, api_key=api_key, workspace=workspace, kem=kem
     )
 
 

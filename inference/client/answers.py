@@ -2,6 +2,7 @@
 
 import json
 import re
+from http import HTTPStatus
 
 from inference.channel import ohttp
 from inference.client.errors import ClientError, NotVerified, ResponseForged, UpstreamRefused
@@ -33,7 +34,8 @@ def refusal(origin: Origin, status: int, content_type: str | None, retry_after: 
             status=status,
         )
     kind, title = "about:blank", ""
-    if _media_type(content_type) == "application/problem+json":
+    is_problem = _media_type(content_type) == "application/problem+json"
+    if is_problem:
         kind, title = _problem(body)
     seconds = int(retry_after) if retry_after is not None and re.fullmatch(r"[0-9]{1,5}", retry_after) else None
     said = f', saying "{title}"' if title else ""
@@ -43,6 +45,7 @@ def refusal(origin: Origin, status: int, content_type: str | None, retry_after: 
         status=status,
         problem_type=kind,
         retry_after=seconds,
+        unopened=is_problem and (status == HTTPStatus.SERVICE_UNAVAILABLE or kind == OHTTP_KEY_PROBLEM),
     )
 
 

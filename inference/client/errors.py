@@ -10,6 +10,9 @@ from attestation.errors import AttestationError
 class ClientError(Exception):
     """Base of everything that this package raises."""
 
+    unopened = False
+    """Whether it is sure that no backend opened the request, so that it may be sealed for another."""
+
 
 class RequestRefused(ClientError):
     """This machine: the request cannot be sealed as it is, and nothing was sent. `status`: the proxy's answer."""
@@ -20,20 +23,38 @@ class RequestRefused(ClientError):
 
 
 class UpstreamUnreachable(ClientError):
-    """The network or the backend's machine: no connection, or it ended before an answer began."""
+    """The network or the backend's machine: no connection, or it ended before an answer began.
+
+    `unopened`: there was no connection to send the request on.
+    """
+
+    def __init__(self, message: str, *, unopened: bool = False) -> None:
+        super().__init__(message)
+        self.unopened = unopened
 
 
 class UpstreamRefused(ClientError):
-    """The backend, or something before it, answered in the clear before it opened the request."""
+    """The backend, or something before it, answered in the clear before it opened the request.
+
+    `unopened`: the answer says so, and in the form that backends have for it: other servers say 503 for a backend that
+    was lost in the middle, too.
+    """
 
     def __init__(
-        self, message: str, *, status: int, problem_type: str = "about:blank", retry_after: int | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        problem_type: str = "about:blank",
+        retry_after: int | None = None,
+        unopened: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.problem_type = problem_type
         self.retry_after = retry_after
         """Seconds."""
+        self.unopened = unopened
 
 
 class NotVerified(ClientError):
@@ -42,6 +63,10 @@ class NotVerified(ClientError):
     def __init__(self, message: str, cause: AttestationError | None = None) -> None:
         super().__init__(message)
         self.__cause__ = cause
+
+
+class NoUpstream(ClientError):
+    """None of several upstreams can be used for the request, and nothing was sent. The text has each one's reason."""
 
 
 class ResponseCut(ClientError):

@@ -26,16 +26,18 @@ from attestation.trust import TrustRoots
 from inference.channel.limits import DEFAULT_LIMITS
 from inference.channel.receipts import TRAILER
 from inference.client.answers import BUSY
-from inference.client.caller import Answer, Caller
+from inference.client.caller import Caller, Reply
 from inference.client.errors import (
     ClientError,
     NotVerified,
+    NoUpstream,
     RequestRefused,
     ResponseCut,
     ResponseForged,
     UpstreamRefused,
     UpstreamUnreachable,
 )
+from inference.client.replicas import Replicas
 from inference.client.session import Upstream
 from inference.client.workspace import Workspace
 
@@ -53,6 +55,7 @@ _CODES: dict[type[ClientError], str] = {
     UpstreamUnreachable: "upstream_unreachable",
     UpstreamRefused: "upstream_refused",
     NotVerified: "upstream_not_verified",
+    NoUpstream: "no_upstream",
     ResponseCut: "response_cut",
     ResponseForged: "response_forged",
 }
@@ -63,7 +66,7 @@ class CannotStart(click.ClickException):
 
 
 def create_app(
-    caller: Caller,
+    caller: Caller | Replicas,
     *,
     bound: str = "127.0.0.1",
     allow_hosts: Sequence[str] = (),
@@ -75,7 +78,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         async with caller:
-            first = asyncio.create_task(_first(caller))
+            first = asyncio.create_task(caller.first())
             yield
             first.cancel()
 
@@ -85,17 +88,6 @@ def create_app(
     if allow_origins:
         served = CORSMiddleware(app, allow_origins, allow_methods=("GET", "POST"), allow_headers=("*",))
     return _Guard(served, bound, allow_hosts, frozenset(allow_origins))
-
-
-async def _first(caller: Caller) -> None:
-    """Verifies once at the start, so that a wrong policy shows before the first request does."""
-    try:
-        session = await caller.session()
-    except ClientError as error:
-        _log.warning("%s", error)
-    else:
-        models = ", ".join(model.id for model in session.evidence.claims.models)
-        _log.info("verified %s (%s, %s): %s", caller.upstream.origin, session.evidence.provider, session.kem, models)
 
 
 class _Guard:
@@ -147,7 +139,7 @@ def _is_address(name: str) -> bool:
 class _Routes:
     """`/healthz` and everything under `/v1/`."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller | Replicas) -> None:
         self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,9 +147,7 @@ class _Routes:
             return
         path: str = scope["path"]
         if path == "/healthz" and scope["method"] in ("GET", "HEAD"):
-            verified = self._caller.upstream.session() is not None
-            body = {"status": "alive", "upstream": str(self._caller.upstream.origin), "verified": verified}
-            await _send_json(send, 200, body)
+            await _send_json(send, 200, {"status": "alive", **self._caller.health})
         elif not path.startswith("/v1/"):
             await _send_error(send, 404, "There is nothing at this path; the API is under /v1/.", "unknown_path")
         elif scope["method"] not in ("GET", "POST"):
@@ -206,7 +196,7 @@ async def _disconnect(receive: Receive) -> None:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, caller: Caller, send: Send) -> None:
+    def __init__(self, caller: Caller | Replicas, send: Send) -> None:
         self._caller = caller
         self._send_on = send
         self._started = False
@@ -236,7 +226,7 @@ class _Exchange:
         finally:
             answer.close()
 
-    async def _pass_on(self, answer: Answer) -> None:
+    async def _pass_on(self, answer: Reply) -> None:
         head = answer.head
         fields = [(name, value) for name, value in head.fields if name not in _NOT_PASSED]
         if not any(
@@ -266,7 +256,7 @@ class _Exchange:
         await self._send_on(message)
 
 
-async def _whole(answer: Answer) -> bytes:
+async def _whole(answer: Reply) -> bytes:
     body = bytearray()
     while data := await answer.next():
         body += data
@@ -324,7 +314,7 @@ class _Server(uvicorn.Server):
 
 def run_proxy(
     *,
-    upstream: str,
+    upstreams: Sequence[str],
     policy_path: str | PathLike[str],
     host: str = "127.0.0.1",
     port: int = 9876,
@@ -338,16 +328,13 @@ def run_proxy(
 ) -> None:
     """Serves until a signal. `ready` is called with the endpoint's URL once it listens. Raises `CannotStart`."""
     try:
-        caller = Caller(
-            Upstream(
-                upstream,
-                policy=Policy.from_toml(Path(policy_path)),
-                trust=trust,
-                kem=kem,
-                record=Workspace(workspace).record if workspace is not None else None,
-            ),
-            api_key,
-        )
+        policy = Policy.from_toml(Path(policy_path))
+        record = Workspace(workspace).record if workspace is not None else None
+        callers = [
+            Caller(Upstream(url, policy=policy, trust=trust, kem=kem, record=record), api_key) for url in upstreams
+        ]
+        # One alone is asked whatever becomes of it: its own error says more than that nothing is left.
+        caller = callers[0] if len(callers) == 1 else Replicas(callers)
         listening = _listen(host, port)
     except AttestationError as error:
         raise CannotStart(f"{policy_path}: {error}") from error
@@ -358,7 +345,7 @@ def run_proxy(
         _log.warning("listening on %s: whoever reaches it may use it, and talks to it in the clear", host)
 
     def announce() -> None:
-        _log.info("listening on %s for %s", url, upstream)
+        _log.info("listening on %s for %s", url, ", ".join(upstreams))
         if ready is not None:
             ready(url)
 

@@ -113,6 +113,8 @@ def where(folder: Path, root: Path = Path("/"), tables: Tables | None = None) ->
         return Storage("memory", mount.filesystem, mount.source)
     try:
         found = _verity_below(root / "sys/dev/block" / mount.number, tables or read_table)
+    except PermissionError as error:
+        return _other(mount, f"on a device that this process may not look at ({error})")
     except (StorageError, OSError, ValueError, IndexError) as error:
         return _other(mount, f"on dm-verity of which the kernel does not tell the root hash ({error})")
     if found is None:

@@ -211,6 +211,8 @@ def script(request: InnerRequest) -> tuple[int, Any] | list[bytes]:
         return 200, {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
     if path == "/v1/messages":
         return _messages(bool(body.get("stream")))
+    if "status" in body:
+        return body["status"], {"error": {"message": "x", "type": "server_error", "param": None, "code": None}}
     if path != "/v1/chat/completions":
         return 404, {"error": {"message": "unknown path", "type": "not_found_error", "param": None, "code": None}}
     if body.get("stream"):

@@ -309,14 +309,14 @@ def test_health_tells_whether_the_backend_is_verified(fake: Fake, proxy: Proxy) 
 def test_options_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:
     policy = ROOT / "deploy" / "config" / "demo-policy.toml"
     with pytest.raises(CannotStart, match="origin"):
-        run_proxy(upstream="https://a.example/v1", policy_path=policy)
+        run_proxy(upstreams=["https://a.example/v1"], policy_path=policy)
     with pytest.raises(CannotStart, match="cannot listen"):
-        run_proxy(upstream="https://a.example", policy_path=policy, host="192.0.2.1")
+        run_proxy(upstreams=["https://a.example"], policy_path=policy, host="192.0.2.1")
     (tmp_path / "policy.toml").write_text("cpu = 5")
     with pytest.raises(CannotStart, match=r"policy\.toml"):
-        run_proxy(upstream="https://a.example", policy_path=tmp_path / "policy.toml")
+        run_proxy(upstreams=["https://a.example"], policy_path=tmp_path / "policy.toml")
     with pytest.raises(CannotStart, match=r"none\.toml"):
-        run_proxy(upstream="https://a.example", policy_path=tmp_path / "none.toml")
+        run_proxy(upstreams=["https://a.example"], policy_path=tmp_path / "none.toml")
 
 
 def test_the_command_serves_keeps_evidence_and_logs_no_content(fake: Fake, tmp_path: Path) -> None:

@@ -142,6 +142,18 @@ def test_kernel_that_does_not_tell(machine: Machine) -> None:
     assert "does not tell the root hash (/dev/mapper/control: it needs CAP_SYS_ADMIN)" in found.says()
 
 
+def test_a_device_that_may_not_be_looked_at_is_not_called_verity(machine: Machine) -> None:
+    """As in a container, whose user may not read /sys."""
+
+    def refuse(major: int, minor: int) -> tuple[Target, ...]:
+        raise PermissionError(13, "Permission denied")
+
+    found = where(Path("/mnt/w"), machine.root, refuse)
+    assert not found.protected
+    assert "on a device that this process may not look at" in found.says()
+    assert "on dm-verity" not in found.says()
+
+
 def test_stacked_devices(machine: Machine) -> None:
     """A linear device over verity is verity; a snapshot over it has a second, writable device below."""
     machine.device("253:1", "", "253:0")

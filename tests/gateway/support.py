@@ -132,9 +132,13 @@ def running_gateway(
     serving: bool = True,
     replay_limit: int = REPLAY_LIMIT,
     limits: GatewayLimits = LIMITS,
+    engine: ScriptedEngine | None = None,
 ) -> Iterator[RunningGateway]:
-    """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread."""
-    engine = ScriptedEngine()
+    """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread.
+
+    It listens on the configuration's port, of loopback; 0 for a free one.
+    """
+    engine = engine or ScriptedEngine()
     keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s, replay_limit)
     notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
     metering = config.metering
@@ -150,7 +154,7 @@ def running_gateway(
             key_configurations=keyconfig.encode_list(keys.configurations),
             ehbp_key_configuration=keys.ehbp_configuration.encode(),
             receipt_key=notary.public_key,
-            gateway_path=GATEWAY_PATH,
+            gateway_path=f"{GATEWAY_PATH}/{config.server.replica}",
             replica=config.server.replica,
             tls_spki_sha256=None,
             models=tuple(ModelClaim(m.id, m.task, m.aliases, bytes(32)) for m in config.models),
@@ -198,7 +202,14 @@ def running_gateway(
         )
         guard = Guard(config.server.max_connections, config.server.request_seconds, limits)
         server = uvicorn.Server(
-            uvicorn.Config(app, port=0, http=guard.protocol(), lifespan="off", access_log=False, log_level="critical")
+            uvicorn.Config(
+                app,
+                port=config.server.port,
+                http=guard.protocol(),
+                lifespan="off",
+                access_log=False,
+                log_level="critical",
+            )
         )
         holder.update(server=server, sealed=sealed, reread=lambda: file.refresh(known) if file else None)
         serving_task = asyncio.create_task(server.serve())

@@ -1,0 +1,27 @@
+{{/* A replica's name is <this>-<number>: at most 63 characters of [a-z0-9-], as server.replica takes it. */}}
+{{- define "cloister.name" -}}
+{{- $name := .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
+{{- fail "the release's name begins with a letter and has a to z, 0 to 9 and hyphens only: it is part of the replicas' names" -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{- define "cloister.selector" -}}
+app.kubernetes.io/name: cloister
+app.kubernetes.io/instance: {{ include "cloister.name" . }}
+{{- end -}}
+
+{{- define "cloister.labels" -}}
+{{ include "cloister.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "cloister.hardened" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}

@@ -1,0 +1,341 @@
+"""Several upstreams as one: each is verified before use, and a request goes to one whose evidence names its model.
+
+How one is chosen for a request:
+
+1. Of those that are verified, name the model and did not fail lately: the one with the fewest requests in progress from
+   here; of several, the one whose turn was longest ago. Those that are due are verified meanwhile, and nobody waits.
+2. Where there is none, the others that did not fail lately are verified now, and the first that names the model is it.
+3. Where there is still none, those that failed lately are tried all the same.
+4. Where all are verified and none names the model, any: the backend's own error says what it has.
+
+An error is passed on, unless it is sure that no backend opened the request (`ClientError.unopened`): then the next one
+is chosen, and none a second time. So nothing is computed twice, unless what stands between forges refusals.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote
+
+from inference.channel.bhttp import Fields, ResponseHead, field
+from inference.client.answers import BUSY
+from inference.client.caller import Answer, Caller, Reply
+from inference.client.errors import ClientError, NoUpstream, RequestRefused, ResponseForged, UpstreamRefused
+from inference.client.session import Session
+
+_log = logging.getLogger("cloister.proxy")
+BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds for which one that failed is left alone, by failures in a row. A longer `Retry-After` counts, up to 30."""
+LIST_LIMIT = 1 << 20
+"""Bytes of one backend's list of models."""
+_MODELS_PATH = "/v1/models"
+_JSON = ((b"content-type", b"application/json"),)
+
+
+class Replica:
+    """One upstream among others, and how it fares. `clock`: monotonic seconds."""
+
+    def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
+        self.caller = caller
+        self.in_flight = 0
+        """Requests from here that it has."""
+        self.turn = 0
+        self.error: ClientError | None = None
+        """Why it failed the last time, where nothing went well since."""
+        self._clock = clock
+        self._failures = 0
+        self._alone_until = 0.0
+        self._unwanted: Session | None = None
+        self._known = False
+        self._verifying: asyncio.Task[None] | None = None
+
+    @property
+    def session(self) -> Session | None:
+        """What was verified, where that can still be used."""
+        return self.caller.upstream.session(self._unwanted)
+
+    @property
+    def well(self) -> bool:
+        """Whether it did not fail lately."""
+        return self._clock() >= self._alone_until
+
+    def names(self, model: str | None) -> bool:
+        """Whether it is verified, and its evidence has the model."""
+        session = self.session
+        if session is None:
+            return False
+        return model is None or any(
+            model == claim.id or model in claim.aliases for claim in session.evidence.claims.models
+        )
+
+    def verify(self) -> "asyncio.Task[None]":
+        """The verification that is under way, or a new one. It raises nothing: `session` and `error` tell."""
+        if self._verifying is None or self._verifying.done():
+            self._verifying = asyncio.create_task(self._verify())
+        return self._verifying
+
+    async def _verify(self) -> None:
+        # Nobody need wait for this task: what goes wrong in it must be said here.
+        try:
+            session = await self.caller.session(self._unwanted)
+        except ClientError as error:
+            self.failed(error)
+        except Exception as error:
+            _log.error("verifying %s failed: %s", self.caller.upstream.origin, type(error).__name__)
+            self.failed(NoUpstream(f"{self.caller.upstream.origin} could not be verified: {type(error).__name__}."))
+        else:
+            self._unwanted = None
+            self.error = None
+            if not self._known:
+                self.caller.says(session)
+            self._known = True
+
+    async def send(self, method: str, path: str, fields: Fields, body: bytes) -> "Reply":
+        """The answer once its head is open. Raises `ClientError`."""
+        self.in_flight += 1
+        try:
+            answer = await self.caller.send(method, path, fields, body)
+        except BaseException as error:
+            self.in_flight -= 1
+            if isinstance(error, ClientError) and not isinstance(error, RequestRefused):
+                self.failed(error)
+            raise
+        if answer.head.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            # Sealed: its engine is away or full. It is passed on, and the next request goes elsewhere.
+            self._leave_alone(_seconds(field(answer.head.fields, b"retry-after")))
+        else:
+            self._failures = 0
+            self.error = None
+        return _Counted(answer, self)
+
+    def failed(self, error: ClientError) -> None:
+        """Leaves it alone for a while, and, unless it only had no room, verifies it before it is used again."""
+        if str(error) != str(self.error):
+            _log.warning("%s", error)
+        self.error = error
+        busy = isinstance(error, UpstreamRefused) and error.status in BUSY
+        if not busy:
+            self._unwanted = self.caller.upstream.session()
+            self._known = False
+        self._leave_alone(error.retry_after if isinstance(error, UpstreamRefused) else None)
+
+    def _leave_alone(self, seconds: float | None) -> None:
+        step = BACK_OFF_S[min(self._failures, len(BACK_OFF_S) - 1)]
+        self._failures += 1
+        self._alone_until = self._clock() + min(max(seconds or 0.0, step), BACK_OFF_S[-1])
+
+    def stop(self) -> None:
+        """Ends a verification that is under way."""
+        if self._verifying is not None:
+            self._verifying.cancel()
+
+
+class _Counted:
+    """An answer that counts as in progress until it is closed."""
+
+    def __init__(self, answer: Answer, replica: Replica) -> None:
+        self._answer = answer
+        self._replica: Replica | None = replica
+
+    @property
+    def head(self) -> ResponseHead:
+        return self._answer.head
+
+    @property
+    def receipt_token(self) -> bytes | None:
+        return self._answer.receipt_token
+
+    async def next(self) -> bytes:
+        try:
+            return await self._answer.next()
+        except ClientError as error:
+            if self._replica is not None:
+                self._replica.failed(error)
+            raise
+
+    def close(self) -> None:
+        if self._replica is not None:
+            self._replica.in_flight -= 1
+            self._replica = None
+        self._answer.close()
+
+
+class _Made:
+    """An answer put together here."""
+
+    receipt_token = None
+
+    def __init__(self, head: ResponseHead, content: bytes) -> None:
+        self.head = head
+        self._content = content
+
+    async def next(self) -> bytes:
+        content, self._content = self._content, b""
+        return content
+
+    def close(self) -> None:
+        self._content = b""
+
+
+class Replicas:
+    """Asks several upstreams as `Caller` asks one. An async context manager. `clock`: monotonic seconds."""
+
+    def __init__(self, callers: Sequence[Caller], clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises `ValueError` where one is there twice."""
+        origins = [caller.upstream.origin for caller in callers]
+        if len(set(origins)) != len(origins) or not origins:
+            raise ValueError("each upstream is given once: " + ", ".join(str(origin) for origin in origins))
+        self._replicas = [Replica(caller, clock) for caller in callers]
+        self._turns = 0
+        self._opened = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        for replica in self._replicas:
+            await self._opened.enter_async_context(replica.caller)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for replica in self._replicas:
+            replica.stop()
+        await self._opened.aclose()
+
+    async def first(self) -> None:
+        """Verifies all, so that a wrong policy shows before the first request does."""
+        await asyncio.wait([replica.verify() for replica in self._replicas])
+
+    @property
+    def health(self) -> dict[str, Any]:
+        """Whether any is verified at the moment, and how each one fares."""
+        each = [
+            {
+                "upstream": str(replica.caller.upstream.origin),
+                "verified": replica.session is not None,
+                "well": replica.well,
+                "in_flight": replica.in_flight,
+            }
+            for replica in self._replicas
+        ]
+        return {"verified": any(item["verified"] for item in each), "upstreams": each}
+
+    async def send(self, method: str, path: str, fields: Fields, body: bytes) -> Reply:
+        """The answer once its head is open; for `GET /v1/models` all that the backends have. Raises `ClientError`."""
+        bare = path.partition("?")[0]
+        if method == "GET" and bare == _MODELS_PATH:
+            return await self._models(path, fields)
+        model = _model_of(bare, body)
+        untried = list(self._replicas)
+        refused: ClientError | None = None
+        while (replica := await self._pick(untried, model)) is not None:
+            untried.remove(replica)
+            try:
+                return await replica.send(method, path, fields, body)
+            except ClientError as error:
+                if not error.unopened:
+                    raise
+                # One that has no room says when to come back; nobody else's error does.
+                refused = refused if _busy(refused) else error
+        raise refused if refused is not None else self._none()
+
+    async def _pick(self, untried: Sequence[Replica], model: str | None) -> Replica | None:
+        """The one to ask, or `None` where none is left that has the model."""
+        for there in ([replica for replica in untried if replica.well], untried):
+            under_way = {replica.verify() for replica in there if replica.session is None}
+            while True:
+                ready = [replica for replica in there if replica.names(model)]
+                if ready:
+                    return self._least(ready)
+                under_way = {task for task in under_way if not task.done()}
+                if not under_way:
+                    break
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        if len(untried) == len(self._replicas) and all(replica.session is not None for replica in untried):
+            return self._least(untried)
+        return None
+
+    def _least(self, ready: Sequence[Replica]) -> Replica:
+        replica = min(ready, key=lambda item: (item.in_flight, item.turn))
+        self._turns += 1
+        replica.turn = self._turns
+        return replica
+
+    def _none(self) -> ClientError:
+        errors = [replica.error for replica in self._replicas if replica.error is not None]
+        reasons = " ".join(str(error) for error in errors)
+        return next(
+            (error for error in errors if _busy(error)),
+            NoUpstream(f"No verified upstream has what the request asks for, and nothing was sent. {reasons}"),
+        )
+
+    async def _models(self, path: str, fields: Fields) -> Reply:
+        """Every model that a backend lets the caller use. A backend that cannot be asked is left out."""
+        well = [replica for replica in self._replicas if replica.well] or self._replicas
+        if under_way := [replica.verify() for replica in well if replica.session is None]:
+            await asyncio.wait(under_way)
+        asked = [replica for replica in well if replica.session is not None]
+        if not asked:
+            raise self._none()
+        answers = await asyncio.gather(*(_read(replica, path, fields) for replica in asked), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ClientError):
+                raise answer
+        read = [answer for answer in answers if not isinstance(answer, BaseException)]
+        listed = [content for head, content in read if head.status == HTTPStatus.OK]
+        if listed:
+            return _Made(ResponseHead(HTTPStatus.OK, _JSON), merged(listed))
+        if read:
+            return _Made(*read[0])
+        raise next(answer for answer in answers if isinstance(answer, ClientError))
+
+
+def merged(lists: Sequence[bytes]) -> bytes:
+    """One of several lists of models: each id once, as the first list that has it says. Raises `ResponseForged`."""
+    entries: dict[str, Any] = {}
+    try:
+        for content in lists:
+            for entry in json.loads(content)["data"]:
+                entries.setdefault(entry["id"], entry)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResponseForged("A backend's list of models is none, and was not used. Ask its operator.") from error
+    return json.dumps({"object": "list", "data": list(entries.values())}).encode()
+
+
+async def _read(replica: Replica, path: str, fields: Fields) -> tuple[ResponseHead, bytes]:
+    """The whole answer to a question for the models."""
+    answer = await replica.send("GET", path, fields, b"")
+    try:
+        content = b""
+        while data := await answer.next():
+            content += data
+            if len(content) > LIST_LIMIT:
+                raise ResponseForged("A backend's list of models is larger than this proxy takes, and was not used.")
+        return answer.head, content
+    finally:
+        answer.close()
+
+
+def _model_of(path: str, body: bytes) -> str | None:
+    """The model that a request names, where it can be told: the backend judges what the request says."""
+    if path.startswith(_MODELS_PATH + "/"):
+        return unquote(path.removeprefix(_MODELS_PATH + "/"))
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    model = document.get("model") if isinstance(document, dict) else None
+    return model if isinstance(model, str) else None
+
+
+def _busy(error: ClientError | None) -> bool:
+    return isinstance(error, UpstreamRefused) and error.status in BUSY
+
+
+def _seconds(value: bytes | None) -> float | None:
+    return float(value) if value is not None and value.isdigit() and len(value) <= 5 else None
