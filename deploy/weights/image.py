@@ -5,6 +5,8 @@ The same files give the same image and the same root hash, whoever makes it, whe
 2. An EROFS image of exactly these files (`erofs.py`), hashed again while it is written.
 3. veritysetup appends superblock and hash tree. Salt and UUID derive from the manifest's `files_root`.
 4. A manifest with the root hash, beside the image: IMAGE.manifest.json. The backend's configuration names it.
+5. Where FOLDER has golden answers (`cloister models canary`) for these very files, a copy of them that belongs to this
+   manifest: IMAGE.canary.json.
 
 `verify` computes the root hash of an image without veritysetup and compares it with the manifest's.
 """
@@ -14,14 +16,16 @@ import os
 import shutil
 import subprocess
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from deploy.weights import erofs
+from inference.engine.canary import CanaryFailed, Golden
 from inference.engine.verity import SUPERBLOCK_SIZE, Superblock, Verity, VerityError, root_hash
-from inference.engine.weights import NAME, Manifest, Source, WeightsError, lock
+from inference.engine.weights import CANARY, NAME, Manifest, Source, WeightsError, lock
 from inference.engine.weights_progress import ProgressLine
 
 _SALT = b"cloister image salt v1\x00"
@@ -48,7 +52,8 @@ def make(folder: Path, image: Path, repository: str | None, revision: str | None
             raise click.UsageError("--repository and --revision go together")
         manifest = build(folder, image, source)
         manifest.save(manifest_path(image))
-    except (WeightsError, VerityError, erofs.ImageError, OSError) as error:
+        _copy_golden(folder, manifest, canary_path(image))
+    except (WeightsError, VerityError, CanaryFailed, erofs.ImageError, OSError) as error:
         raise click.ClickException(str(error)) from error
     assert manifest.verity is not None
     click.echo(f"root      {manifest.root.hex()}\nroot hash {manifest.verity.root_hash}")
@@ -73,6 +78,11 @@ def verify(image: Path) -> None:
 def manifest_path(image: Path) -> Path:
     """Where an image's manifest lies."""
     return image.with_name(image.name + ".manifest.json")
+
+
+def canary_path(image: Path) -> Path:
+    """Where the golden answers of an image's model lie, if it has any."""
+    return image.with_name(image.name + ".canary.json")
 
 
 def build(folder: Path, image: Path, source: Source | None = None) -> Manifest:
@@ -111,6 +121,20 @@ def measure(image: Path, data_size: int) -> Verity:
     return Verity(
         digest.hex(), superblock.salt.hex(), superblock.data_block_size, superblock.hash_block_size, data_size
     )
+
+
+def _copy_golden(folder: Path, manifest: Manifest, path: Path) -> None:
+    """The folder's golden answers name its own manifest's root: the image's is another, of the same files.
+
+    Raises `CanaryFailed` where they belong to other files, `WeightsError` for a bad manifest.
+    """
+    path.unlink(missing_ok=True)
+    if not (folder / CANARY).exists():
+        return
+    known = Manifest.load(folder / NAME)
+    if known.files != manifest.files:
+        raise WeightsError(f"the files of {folder.name} are not those of its {NAME}")
+    replace(Golden.load(folder / CANARY, known.root), weights_root=manifest.root).save(path)
 
 
 def _write_image(folder: Path, manifest: Manifest, image: Path) -> int:

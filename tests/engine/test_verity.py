@@ -4,6 +4,7 @@ The mount tables, sysfs entries and device-mapper tables below were recorded in 
 with the demo's embedding model on a dm-verity image made by `deploy/weights/image.py`.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -16,10 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.weights import erofs
-from deploy.weights.image import build, main, manifest_path, measure
+from deploy.weights.image import build, canary_path, main, manifest_path, measure
+from inference.engine.canary import Answers, Golden
 from inference.engine.storage import Storage, StorageError, Target, read_table, where
 from inference.engine.verity import SUPERBLOCK_SIZE, Superblock, Verity, VerityError, root_hash
-from inference.engine.weights import NAME, Manifest, Source, WeightsError, check, lock
+from inference.engine.weights import CANARY, NAME, Manifest, Source, WeightsError, check, lock
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 VERITYSETUP = shutil.which("veritysetup", path=PATH)
@@ -380,6 +382,29 @@ def test_image_of_a_locked_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not those of its cloister-manifest"):
         build(folder, tmp_path / "other.img")
     assert not (tmp_path / "other.img").exists()
+
+
+@with_veritysetup
+def test_golden_answers_go_with_the_image(tmp_path: Path) -> None:
+    """They name a manifest's root, and the image's manifest has another than the folder's, for the same files."""
+    folder, image = _model(tmp_path / "model"), tmp_path / "model.img"
+    locked = lock(folder)
+    locked.save(folder / NAME)
+    asked = CliRunner().invoke(main, ["make", str(folder), str(image)])
+    assert asked.exit_code == 0, asked.output
+    assert not canary_path(image).exists(), "there are none"
+    golden = Golden("embed", locked.root, "cpu", 0.001, Answers(embedding=(0.6, 0.8)))
+    golden.save(folder / CANARY)
+    asked = CliRunner().invoke(main, ["make", str(folder), str(image)])
+    assert asked.exit_code == 0, asked.output
+    root = Manifest.load(manifest_path(image)).root
+    assert root != locked.root
+    assert Golden.load(canary_path(image), root).answers == golden.answers
+    dataclasses.replace(golden, weights_root=bytes(32)).save(folder / CANARY)
+    asked = CliRunner().invoke(main, ["make", str(folder), str(image)])
+    assert asked.exit_code == 1
+    assert "belongs to other weights" in asked.output
+    assert not canary_path(image).exists()
 
 
 @pytest.mark.skipif(FSCK is None, reason="fsck.erofs is missing (erofs-utils)")

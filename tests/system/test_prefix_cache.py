@@ -1,4 +1,4 @@
-"""Computed prefixes and images are found again by the caller who named a domain, and by nobody else. Real vLLM's own counters."""
+"""Prefixes and images are found again by the caller who named a domain, and by no other. Real vLLM's own counters."""
 
 import itertools
 import json
