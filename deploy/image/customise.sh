@@ -74,7 +74,9 @@ for module in virtio_pci virtio_blk dm-verity squashfs erofs; do
     modprobe --show-depends --set-version "$version" --dirname "$root" --ignore-install "$module"
 done | sed -n 's/^insmod //p' | awk '!seen[$1]++ { print $1 }' | while read -r file; do
     cp "$file" "$initrd/modules"
-    basename "$file" >> "$initrd/modules/order"
+    # The kernel takes them as they are, and busybox only tries that first, with a complaint.
+    case $file in *.xz) xz --decompress "$initrd/modules/${file##*/}" ;; esac
+    basename "$file" .xz >> "$initrd/modules/order"
 done
 find "$initrd" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 (cd "$initrd" && find . -mindepth 1 | sort | cpio --quiet --create --format newc --reproducible --owner +0:+0) |
