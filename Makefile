@@ -7,10 +7,11 @@ PORT ?= 8080
 PROXY_PORT ?= 9876
 FUZZ_SECONDS ?= 600
 SOAK_MINUTES ?= 10
+IMAGE ?= build/image
 RUN = $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test deploy-test lint format fuzz bench soak models engine-env clean
+.PHONY: help serve demo test deploy-test image boot-test lint format fuzz bench soak models engine-env clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -26,6 +27,16 @@ test: $(VENV)/.installed-dev models ## Run all tests (T="path or options" select
 
 deploy-test: $(VENV)/.installed-dev models ## What takes minutes to deploy: whole backends with vLLM behind HAProxy
 	@CLOISTER_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy -s $(T)
+
+image: $(VENV)/.installed models ## Build the virtual machine's image of profile cpu in IMAGE (build/image); needs root
+	@mkdir -p $(IMAGE)
+	@for each in llama=llama-awq gemma=gemma3 e5=e5; do \
+		$(RUN) -m deploy.weights.image make $(MODELS)/$${each#*=} $(IMAGE)/$${each%%=*}.img || exit 1; done
+	@PYTHON=$(CURDIR)/$(RUN) deploy/image/build.sh cpu deploy/config/image-cpu.toml $(IMAGE) \
+		$(foreach name,llama gemma e5,$(name)=$(IMAGE)/$(name).img)
+
+boot-test: $(VENV)/.installed-dev ## Boot that image in QEMU, talk to it, and see that changed disks stop it
+	@CLOISTER_BOOT_TEST=1 CLOISTER_IMAGE=$(IMAGE) $(RUN) -m pytest tests/boot -s $(T)
 
 lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and inference/channel/
 	@$(VENV)/bin/ruff check .

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Called by build.sh within mmdebstrap: makes the root $1 the backend's, and its initrd, kernel and list of packages.
 set -euo pipefail
-root=$1
+root=${1:?the folder}
+# Of build.sh.
+: "${here:?}" "${project:?}" "${wheels:?}" "${work:?}" "${configuration:?}" "${profile:?}"
 in_root() { chroot "$root" "$@"; }
 
 in_root dpkg-query --show --showformat '${Package} ${Version}\n' | sort > "$work/packages.txt"
@@ -83,6 +85,6 @@ find "$initrd" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
     gzip -9 --no-name > "$work/initrd.img"
 
 # Not needed to run, or different at each build.
-rm -rf "$root"/boot/* "$root"/vmlinuz* "$root"/initrd.img* "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* \
+rm -rf "${root:?}"/boot/* "$root"/vmlinuz* "$root"/initrd.img* "$root"/var/lib/apt "$root"/var/cache/* "$root"/var/log/* \
     "$root"/usr/share/doc "$root"/usr/share/man "$root"/usr/share/info "$root"/usr/share/locale "$root"/etc/ld.so.cache-
 rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/shadow- "$root"/etc/passwd- "$root"/etc/group- "$root"/etc/gshadow-

@@ -1,0 +1,131 @@
+"""A virtual machine of the image, in QEMU with software emulation."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.conftest import free_port
+from tests.support import ROOT
+
+IMAGE = Path(os.environ.get("CLOISTER_IMAGE", ROOT / "build" / "image"))
+MODELS = ("llama", "gemma", "e5")
+FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+# QEMU 7.2 emulates 5-level paging and CMPXCHG16B wrongly for Linux 6.12, which crashes in its first second with them.
+PROCESSOR = "max,la57=off,cx16=off"
+
+
+@dataclass
+class Machine:
+    """A running machine: its console so far, and the loopback port that is its 443."""
+
+    process: subprocess.Popen[bytes]
+    console: Path
+    port: int
+    began: float = field(default_factory=time.monotonic)
+
+    def said(self) -> str:
+        return self.console.read_text(errors="replace") if self.console.exists() else ""
+
+    def until(self, text: str, seconds: float) -> float:
+        """Seconds since the start when the console had `text`. Fails where it never has."""
+        while text not in self.said():
+            assert self.process.poll() is None, f"the machine ended:\n{self.said()[-3000:]}"
+            assert time.monotonic() - self.began < seconds, f"{text!r} not within {seconds} s:\n{self.said()[-3000:]}"
+            time.sleep(0.2)
+        return time.monotonic() - self.began
+
+    def ends(self, seconds: float) -> str:
+        """The console of a machine that stops by itself."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds} s:\n{self.said()[-3000:]}")
+        return self.said()
+
+
+def tell(text: str) -> None:
+    """For the record of a run (`pytest -s`)."""
+    click.echo(text)
+
+
+def models() -> dict[str, Path]:
+    """The models' images, by the serial number of their disk."""
+    return {name: IMAGE / f"{name}.img" for name in MODELS}
+
+
+def command_line() -> str:
+    return (IMAGE / "cmdline").read_text()
+
+
+@contextmanager
+def running(
+    folder: Path,
+    *,
+    disks: Mapping[str, Path] | None = None,
+    append: str | None = None,
+    efi: bool = False,
+    memory: int = 10240,
+) -> Iterator[Machine]:
+    """Starts it; kills it at the end. `efi`: through the firmware, from the one EFI program. `memory`: in MiB."""
+    port = free_port()
+    console = folder / "console.log"
+    boot = ["-kernel", str(IMAGE / "cloister.efi")] if efi else ["-kernel", str(IMAGE / "vmlinuz")]
+    if efi:
+        boot += ["-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}"]
+    else:
+        boot += ["-initrd", str(IMAGE / "initrd.img"), "-append", command_line() if append is None else append]
+    for name, path in ({"root": IMAGE / "root.img", **models()} if disks is None else disks).items():
+        boot += ["-drive", f"if=none,id={name},file={path},format=raw,readonly=on"]
+        boot += ["-device", f"virtio-blk-pci,drive={name},serial={name}"]
+    command = [
+        *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", PROCESSOR),
+        *("-smp", "2", "-m", str(memory), "-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"),
+        *("-serial", f"file:{console}", "-device", "virtio-rng-pci"),
+        # `restrict`: the machine reaches nothing, and the test reaches its one port.
+        *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:443"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        *boot,
+    ]
+    with (folder / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield Machine(process, console, port)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+
+
+def flipped(source: Path, target: Path, place: int) -> Path:
+    """A copy in which one bit of the byte at `place` is another."""
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    return target
+
+
+def data_size(name: str) -> int:
+    """Of a model's image, without the hash tree."""
+    manifest = json.loads((IMAGE / f"{name}.img.manifest.json").read_text())
+    return int(manifest["verity"]["data_size"])
+
+
+def ready(url: str, context: object) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=30, context=context) as answer:  # type: ignore[arg-type]
+            return bool(answer.status == 200)
+    except OSError:
+        return False
