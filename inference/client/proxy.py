@@ -338,10 +338,13 @@ def run_proxy(
 ) -> None:
     """Serves until a signal. `ready` is called with the endpoint's URL once it listens. Raises `CannotStart`."""
     try:
+        policy = Policy.from_toml(Path(policy_path))
+        if policy.release.required != "none" and workspace is None:
+            _log.warning("without a workspace no release is remembered: only the policy's minimum refuses older ones")
         caller = Caller(
             Upstream(
                 upstream,
-                policy=Policy.from_toml(Path(policy_path)),
+                policy=policy,
                 trust=trust,
                 kem=kem,
                 record=Workspace(workspace).record if workspace is not None else None,
