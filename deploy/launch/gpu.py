@@ -14,8 +14,9 @@ def query(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for device in _devices(config):
         said = _run(config, device, "--query-cc-mode")
-        modes = set(re.findall(r"CC mode is (on|off|devtools)\b", said))
-        if len(modes) != 1:
+        # "2026-11-23,12:00:00.000 INFO     GPU 0000:21:00.0 H100 0x2331 BAR0 0x... CC mode is on"
+        modes = set(re.findall(rf"GPU {re.escape(device)} .*CC mode is (\S+)", said))
+        if len(modes) != 1 or not modes <= {"on", "off", "devtools"}:
             raise LaunchError(f"NVIDIA's tool does not say the CC mode of {device}; it said: {_last(said)}")
         found[device] = modes.pop()
     return found

@@ -15,7 +15,8 @@ _ENCRYPTION_LEAF = 0x8000001F
 
 @dataclass(frozen=True)
 class Host:
-    """Where facts come from. A recorded host is a folder with the same files, and `log` and `run/<program>` in it."""
+    """Where facts come from. A recorded host is a folder with the same files, and in it `log` (dmesg),
+    `run/<program>` (what it says to --version) and `cpuid/8000001f` (four hexadecimal words)."""
 
     root: Path = Path("/")
 
@@ -60,15 +61,26 @@ class Host:
 
     def cbitpos(self) -> int | None:
         """The encryption bit's position as the processor says it; needs the module `cpuid` and root."""
+        if self.recorded:
+            return _bit(self.text("cpuid/8000001f"))
         try:
             with (self.root / "dev/cpu/0/cpuid").open("rb", buffering=0) as file:
                 found = os.pread(file.fileno(), 16, _ENCRYPTION_LEAF)
         except OSError:
             return None
-        if len(found) != 16:
-            return None
-        position: int = struct.unpack("<4I", found)[1] & 0x3F
-        return position or None
+        return _position(struct.unpack("<4I", found)[1]) if len(found) == 16 else None
+
+
+def _position(ebx: int) -> int | None:
+    return ebx & 0x3F or None
+
+
+def _bit(recorded: str | None) -> int | None:
+    """From eax, ebx, ecx and edx as hexadecimal words."""
+    words = (recorded or "").split()
+    if len(words) != 4 or not all(re.fullmatch("[0-9a-f]{8}", word) for word in words):
+        return None
+    return _position(int(words[1], 16))
 
 
 def _output(command: list[str]) -> str | None:

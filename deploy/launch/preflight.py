@@ -139,7 +139,7 @@ def _snp(host: Host) -> Row:
         return Row("snp", name, value, wanted, OK)
     if value:
         return Row(
-            "snp", name, value, wanted, WRONG, "the rows below say why; then `modprobe -r kvm_amd; modprobe kvm_amd`"
+            "snp", name, value, wanted, WRONG, "the other rows say why; then `modprobe -r kvm_amd; modprobe kvm_amd`"
         )
     if host.has("sys/module/kvm_amd"):
         return Row(
