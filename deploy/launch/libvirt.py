@@ -85,5 +85,5 @@ def _devices(root: ET.Element, config: Config) -> None:
     ET.SubElement(devices, "memballoon", model="none")
 
 
-def _text(parent: ET.Element, name: str, text: str, **attributes: str) -> None:
-    ET.SubElement(parent, name, attributes).text = text
+def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
+    ET.SubElement(parent, tag, attributes).text = text
