@@ -46,6 +46,14 @@ class Limits:
     policy: int = 1024 * 1024
     """A policy file, or a release file."""
     release_measurements: int = 256
+    release_versions: int = 8
+    """Versions that one release accepts at once: the new one and those that drain."""
+    release_keys: int = 8
+    """Keys in a policy, and signatures of one release."""
+    sequence: int = 2**53 - 1
+    """Of a release; the largest that every JSON reader holds exactly."""
+    vcpus: int = 4096
+    """Virtual CPUs of one machine; KVM's own bound."""
 
 
 LIMITS = Limits()

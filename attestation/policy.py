@@ -8,6 +8,7 @@ from typing import Literal, Self, cast
 
 from attestation import hardware_rules, policy_file, rules
 from attestation.evidence import CC_MODES, PADDINGS, SANDBOXES
+from attestation.release import Required
 from attestation.rules import Facts, Rule
 
 PROVIDERS = frozenset({"simulated", "sev-snp", "sev-snp-vtpm", "tdx"})
@@ -31,6 +32,7 @@ TCB_COMPONENTS: Mapping[str, frozenset[str]] = MappingProxyType(
 _CPU_RULES = (
     "cpu",
     "measurement",
+    "release",
     "minimum_tcb",
     "debug",
     "migration",
@@ -53,6 +55,7 @@ class Policy:
 
     cpu: rules.Cpu
     measurement: rules.Measurement
+    release: rules.Release
     minimum_tcb: hardware_rules.MinimumTcb
     debug: hardware_rules.Debug
     migration: hardware_rules.Migration
@@ -84,6 +87,7 @@ class Policy:
         return cls(
             cpu=rules.Cpu(frozenset({"sev-snp"})),
             measurement=rules.Measurement(measurements),
+            release=rules.Release("none"),
             minimum_tcb=hardware_rules.MinimumTcb("any"),
             debug=hardware_rules.Debug("refused"),
             migration=hardware_rules.Migration("refused"),
@@ -147,7 +151,8 @@ class Policy:
         file = policy_file.PolicyFile(source)
         return cls(
             cpu=rules.Cpu(file.words("cpu", PROVIDERS)),
-            measurement=rules.Measurement(file.measurements("measurement")),
+            measurement=rules.Measurement(file.digests("measurement", 48)),
+            release=rules.Release(file.release("release")),
             minimum_tcb=hardware_rules.MinimumTcb(file.levels("minimum_tcb", TCB_COMPONENTS)),
             debug=hardware_rules.Debug(cast(hardware_rules.Allowed, file.word("debug", _REFUSED))),
             migration=hardware_rules.Migration(cast(hardware_rules.Allowed, file.word("migration", _REFUSED))),
@@ -188,6 +193,7 @@ class Policy:
             {
                 "cpu": self.cpu.accepted,
                 "measurement": self.measurement.accepted,
+                "release": _release(self.release.required),
                 "minimum_tcb": self.minimum_tcb.minimum,
                 "debug": self.debug.verdict,
                 "migration": self.migration.verdict,
@@ -234,3 +240,9 @@ class Policy:
         for name in names:
             rule: Rule = getattr(self, name)
             rule.check(facts)
+
+
+def _release(required: Required | Literal["none"]) -> policy_file.Value:
+    if required == "none":
+        return required
+    return {"file": required.file, "keys": required.keys, "minimum": required.minimum}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attestation import release
+from attestation.ed25519 import small_order
 from attestation.errors import PolicyFileError
 from attestation.limits import LIMITS
 
@@ -19,9 +20,13 @@ KEYS: Mapping[str, tuple[str, str]] = {
         'cpu = ["sev-snp"], or cpu = ["simulated"] for a local demo',
     ),
     "measurement": (
-        'What the CPU measured at launch: a list of 96 hexadecimal digits each, a signed release file, or "any".',
-        'measurement = ["<96 hexadecimal digits>"], measurement = { release = "FILE", key = "<64 hex digits>" }, '
-        'or measurement = "any"',
+        'What the CPU measured at launch: a list of 96 hexadecimal digits each, or "any".',
+        'measurement = ["<96 hexadecimal digits>"], or measurement = "any"',
+    ),
+    "release": (
+        "The signed release that names launch and configuration: its file (with FILE.sig beside it), the keys that "
+        'may sign it, the lowest sequence that counts; or "none".',
+        'release = { file = "release.json", keys = ["<64 hexadecimal digits>"], minimum = 1 }, or release = "none"',
     ),
     "minimum_tcb": (
         "Oldest firmware that counts, by line (Milan, Genoa, Turin) and part (bootloader, tee, snp, microcode, fmc); "
@@ -155,14 +160,21 @@ class PolicyFile:
         """Whether the value is this word instead of a list."""
         return self._values[key] == word
 
-    def measurements(self, key: str) -> frozenset[bytes] | Literal["any"]:
-        """`any`, a list of 48-byte hashes, or a release file with the key that has to have signed it."""
+    def release(self, key: str) -> release.Required | Literal["none"]:
+        """`none`, or a signed release beside the policy."""
         value = self._values[key]
-        if not isinstance(value, dict):
-            return self.digests(key, 48)
-        if value.keys() != {"release", "key"} or not isinstance(value["release"], str):
+        if value == "none":
+            return "none"
+        if not isinstance(value, dict) or value.keys() != {"file", "keys", "minimum"}:
             raise _unusable(key)
-        return release.load(self._folder / value["release"], _digest(f"{key}.key", value["key"], 32))
+        file, keys = value["file"], value["keys"]
+        if not isinstance(file, str) or not file or not isinstance(keys, list) or not keys:
+            raise _unusable(key)
+        found = frozenset(_digest(f"{key}.keys", item, 32) for item in keys)
+        if any(map(small_order, found)):
+            raise PolicyFileError(f"the policy's {key!r} has a key under which anybody can sign; put the publisher's")
+        minimum = _number(f"{key}.minimum", value["minimum"], LIMITS.sequence)
+        return release.load(self._folder / file, file, found, minimum)
 
     def choices(self, key: str, choices: Collection[str]) -> frozenset[str] | Literal["any"]:
         """`any`, or a list of words of a closed set."""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from attestation import release
 from attestation.errors import PolicyError
 from attestation.evidence import Claims
 
@@ -107,6 +108,27 @@ class Measurement:
 
     def check(self, facts: Facts) -> None:
         one_of("measurement", "the launch measurement", facts.measurement, self.accepted)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Whether launch and configuration have to be those of one version in a signed release."""
+
+    required: release.Required | Literal["none"]
+
+    def check(self, facts: Facts) -> None:
+        if self.required == "none":
+            return
+        found = self.required.release
+        # A report that is judged by itself states no configuration.
+        configuration = None if facts.claims is None else facts.claims.configuration_sha256
+        if found.version(facts.measurement, configuration) is None:
+            stated = "" if configuration is None else f" with the configuration {configuration.hex()}"
+            raise PolicyError(
+                "release",
+                f"no version in the release {found.sequence} ({', '.join(v.name for v in found.versions)}) has the "
+                f"launch measurement {facts.measurement.hex()}{stated}",
+            )
 
 
 @dataclass(frozen=True)

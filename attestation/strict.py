@@ -27,17 +27,24 @@ def encode(value: object) -> bytes:
 
 def decode(data: bytes, what: str, limit: int) -> object:
     """The JSON value in `data`, which has to be in canonical form."""
+    value = read(data, what, limit)
+    if encode(value) != data:
+        raise EvidenceError(f"{what} is not in canonical form (sorted keys, no white space, nothing after the end)")
+    return value
+
+
+def read(data: bytes, what: str, limit: int) -> object:
+    """The JSON value in `data`, white space and order free: for files whose hash or signature is over their bytes."""
     if len(data) > limit:
         raise EvidenceError(f"{what} has {len(data)} bytes, more than {limit}")
     try:
         value: object = json.loads(
             data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_no_float
         )
-        canonical = encode(value)
+        # What cannot be written again (a lone surrogate, nesting without end) was not read.
+        encode(value)
     except (ValueError, RecursionError) as error:
         raise EvidenceError(f"{what} is not JSON that can be read: {type(error).__name__}") from error
-    if canonical != data:
-        raise EvidenceError(f"{what} is not in canonical form (sorted keys, no white space, nothing after the end)")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The command line: `cloister serve | preflight | proxy | policy | models | callers`."""
+"""The command line: `cloister serve | preflight | proxy | policy | models | callers | measure | release`."""
 
 import logging
 import sys
@@ -7,7 +7,10 @@ from pathlib import Path
 import click
 
 from inference.callers_commands import callers
+from inference.measure_commands import measure
 from inference.models_commands import models
+from inference.policy_commands import policy
+from inference.release_commands import release
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -88,45 +91,11 @@ def preflight(require: str | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-@main.group()
-def policy() -> None:
-    """The appraisal policy of a client."""
-
-
-@policy.command()
-@click.option("--upstream", required=True, metavar="URL", help="The running backend.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
-def init(upstream: str, out: Path | None) -> None:
-    """Write a commented policy that accepts what a backend shows today. Compare it before you trust it."""
-    import datetime
-    import os
-
-    from attestation.binding import NONCE_SIZE
-    from attestation.checks import Checks
-    from attestation.commands import NotFetched, Unusable, download
-    from attestation.errors import AttestationError
-    from attestation.policy_init import policy_from
-    from attestation.trust import TrustRoots
-
-    nonce, checks, now = os.urandom(NONCE_SIZE), Checks(), datetime.datetime.now(datetime.UTC)
-    try:
-        document = download(upstream, nonce)
-        found, verified = policy_from(document, nonce=nonce, trust=TrustRoots(), now=now, checks=checks)
-    except (AttestationError, NotFetched, Unusable) as error:
-        raise click.ClickException(str(error)) from error
-    for check in checks.not_given:
-        click.echo(f"not checked: {check.says}", err=True)
-    if verified.provider == "simulated":
-        click.echo("The evidence is simulated: this policy protects against the network only.", err=True)
-    text = f"# From the evidence of {upstream} at {now:%Y-%m-%dT%H:%M:%SZ}.\n{found.to_toml()}"
-    if out is None:
-        click.echo(text, nl=False)
-    else:
-        out.write_text(text)
-
-
 main.add_command(models)
 main.add_command(callers)
+main.add_command(measure)
+main.add_command(policy)
+main.add_command(release)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from attestation.ed25519 import small_order
 from inference.channel.exchange import Shape
 from inference.channel.padding import Padding
 from inference.channel.shaping import LARGEST, SMALLEST, Cells
-from inference.ed25519 import small_order
 
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:+-]{0,199}$")]

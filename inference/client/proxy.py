@@ -329,6 +329,8 @@ def run_proxy(
     """Serves until a signal. `ready` is called with the endpoint's URL once it listens. Raises `CannotStart`."""
     try:
         policy = Policy.from_toml(Path(policy_path))
+        if policy.release.required != "none" and workspace is None:
+            _log.warning("without a workspace no release is remembered: only the policy's minimum refuses older ones")
         record = Workspace(workspace).record if workspace is not None else None
         callers = [
             Caller(Upstream(url, policy=policy, trust=trust, kem=kem, record=record), api_key) for url in upstreams

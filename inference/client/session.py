@@ -21,6 +21,7 @@ from http import HTTPStatus
 from attestation.errors import AttestationError, PolicyError
 from attestation.limits import LIMITS as ATTESTATION_LIMITS
 from attestation.policy import Policy
+from attestation.release import Release
 from attestation.trust import TrustRoots
 from attestation.verify import VerifiedEvidence, verify
 from inference.channel import bhttp, keyconfig, ohttp
@@ -91,6 +92,8 @@ class Accepted:
     nonce: bytes
     document: bytes
     evidence: VerifiedEvidence
+    release: Release | None
+    """The signed release that the policy requires, if it requires one."""
 
 
 class Upstream:
@@ -156,7 +159,9 @@ class Upstream:
             clock=self._clock,
         )
         if self._record is not None:
-            self._record(Accepted(self.origin, challenge.nonce, document, evidence))
+            required = self._policy.release.required
+            release = None if required == "none" else required.release
+            self._record(Accepted(self.origin, challenge.nonce, document, evidence, release))
         self._session = session
         return session
 

@@ -1,18 +1,22 @@
 """A folder that keeps every evidence document a client accepted, for an audit afterwards. No content, no API keys.
 
 `<UTC time>-<first 16 hexadecimal digits of the SHA-256>.json` is a document as it came; `evidence.log` has a line of
-JSON for each. The folder has mode 0700, its files 0600.
+JSON for each. `releases.json` has the highest release that was accepted from each upstream: an older one is refused
+from then on. The folder has mode 0700, its files 0600.
 """
 
+import fcntl
 import json
 import os
 import secrets
 from pathlib import Path
 
-from inference.client.errors import RequestRefused
+from attestation.release import Release
+from inference.client.errors import NotVerified, RequestRefused
 from inference.client.session import Accepted
 
 LOG = "evidence.log"
+RELEASES = "releases.json"
 
 
 class Workspace:
@@ -24,8 +28,11 @@ class Workspace:
         self._folder.chmod(0o700)
 
     def record(self, accepted: Accepted) -> None:
-        """Writes document and line. Raises `RequestRefused`: a record that was asked for is not left out."""
+        """Writes document and line. Raises `RequestRefused`: a record that was asked for is not left out; `NotVerified`
+        for a release older than one that was accepted before."""
         try:
+            if accepted.release is not None:
+                self._advance(str(accepted.origin), accepted.release)
             self._write(accepted)
         except OSError as error:
             raise RequestRefused(
@@ -34,16 +41,57 @@ class Workspace:
                 status=500,
             ) from error
 
+    def _advance(self, upstream: str, release: Release) -> None:
+        with (self._folder / ".releases.lock").open("w") as lock:
+            # Two programs may share a folder: neither may write what the other has not read.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self._releases()
+            sequence, sha256 = known.get(upstream, (-1, ""))
+            if release.sequence < sequence:
+                raise NotVerified(
+                    f"{upstream}: the policy's release has the sequence {release.sequence}, and {sequence} was "
+                    "accepted before. Nothing was sent. Get the current release from its publisher."
+                )
+            if release.sequence == sequence and release.sha256.hex() != sha256:
+                raise NotVerified(
+                    f"{upstream}: the policy's release has the sequence {sequence} of another one that was accepted "
+                    "before. Nothing was sent. Ask the publisher which of the two is theirs."
+                )
+            if release.sequence > sequence:
+                known[upstream] = (release.sequence, release.sha256.hex())
+                value = {name: {"sequence": s, "sha256": digest} for name, (s, digest) in known.items()}
+                self._replace(RELEASES, json.dumps(value, indent=2).encode() + b"\n")
+
+    def _releases(self) -> dict[str, tuple[int, str]]:
+        path = self._folder / RELEASES
+        try:
+            value = json.loads(path.read_bytes())
+            found = {name: (entry["sequence"], entry["sha256"]) for name, entry in value.items()}
+            if not all(type(sequence) is int and isinstance(sha256, str) for sequence, sha256 in found.values()):
+                raise TypeError
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            # Taken for empty, it would let an old release in again.
+            raise NotVerified(
+                f"{path}, which remembers the releases that were accepted, cannot be read. Nothing was sent. Restore "
+                "it, or remove it and set the policy's release.minimum to the current release's sequence."
+            ) from error
+        return found
+
+    def _replace(self, name: str, data: bytes) -> None:
+        temporary = self._folder / f".{secrets.token_hex(8)}.tmp"
+        try:
+            _write_new(temporary, data)
+            os.replace(temporary, self._folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def _write(self, accepted: Accepted) -> None:
         evidence = accepted.evidence
         digest = evidence.document_sha256.hex()
         name = f"{evidence.verified_at:%Y%m%dT%H%M%SZ}-{digest[:16]}.json"
-        temporary = self._folder / f".{secrets.token_hex(8)}.tmp"
-        try:
-            _write_new(temporary, accepted.document)
-            os.replace(temporary, self._folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._replace(name, accepted.document)
         line = {
             "time": evidence.verified_at.isoformat(),
             "upstream": str(accepted.origin),
@@ -53,6 +101,7 @@ class Workspace:
             "claims_sha256": evidence.claims_sha256.hex(),
             "provider": evidence.provider,
             "measurement": evidence.measurement.hex(),
+            "release": None if accepted.release is None else accepted.release.sequence,
             "policy": "accepted",
         }
         # One write to a file opened for appending: lines of several processes do not mix.

@@ -1,17 +1,12 @@
 """Each rule about hardware on both sides of its border, judged by itself; and the signed release file."""
 
 import contextlib
-import json
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestation import release
-from attestation.errors import EvidenceError, PolicyError, PolicyFileError
+from attestation.errors import PolicyError
 from attestation.hardware_rules import (
     CcMode,
     Chips,
@@ -205,56 +200,3 @@ def test_every_rule_of_a_policy_is_evaluated() -> None:
     for field in fields(Policy):
         with pytest.raises(PolicyError, match="always"):
             replace(accepts, **{field.name: Refuses()}).evaluate(FACTS)
-
-
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-MEASUREMENTS = frozenset({b"\x01" * 48, b"\x02" * 48})
-
-
-def test_a_policy_takes_measurements_from_a_signed_release(tmp_path: Path) -> None:
-    (tmp_path / "release.json").write_bytes(release.sign("0.1.0", MEASUREMENTS, KEY))
-    path = tmp_path / "policy.toml"
-    text = Policy.default(frozenset({bytes(48)})).to_toml()
-    stated = f'measurement = {{ release = "release.json", key = "{PUBLIC.hex()}" }}'
-    path.write_text(text.replace(f'measurement = ["{"00" * 48}"]', stated))
-    assert Policy.from_toml(path).measurement.accepted == MEASUREMENTS
-    path.write_text(path.read_text().replace(PUBLIC.hex(), "00" * 32))
-    with pytest.raises(PolicyFileError, match="signature"):
-        Policy.from_toml(path)
-    (tmp_path / "release.json").unlink()
-    with pytest.raises(PolicyFileError, match="cannot be read"):
-        Policy.from_toml(path)
-
-
-def test_every_changed_byte_of_a_release_is_refused() -> None:
-    data = release.sign("0.1.0", MEASUREMENTS, KEY)
-    assert release.parse(data, PUBLIC) == MEASUREMENTS
-    for at in range(len(data)):
-        for changed in (data[:at], data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]):
-            with pytest.raises(EvidenceError):
-                release.parse(changed, PUBLIC)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"measurements": []},
-        {"measurements": ["00" * 47]},
-        {"measurements": ["0A" * 48]},
-        {"measurements": "00" * 48},
-        {"version": 2},
-        {"type": "cloister-evidence"},
-        {"name": ""},
-        {"more": 1},
-    ],
-)
-def test_a_validly_signed_release_that_says_something_else(change: dict[str, Any]) -> None:
-    from attestation import strict
-
-    said = {"type": "cloister-release", "version": 1, "name": "0.1.0", "measurements": ["00" * 48]}
-    body = json.dumps(said | change, sort_keys=True, separators=(",", ":")).encode()
-    signature = KEY.sign(b"cloister release v1\x00" + body)
-    data = strict.encode({"release": strict.base64_text(body), "signature": strict.base64_text(signature)})
-    with pytest.raises(EvidenceError):
-        release.parse(data, PUBLIC)

@@ -10,8 +10,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation import release
 from attestation.errors import AttestationError, EvidenceError, PolicyFileError
 from attestation.evidence import Claims, CpuEvidence, Evidence, NonceProof
+from attestation.measurements import Measurements
 from attestation.policy import Policy
 from attestation.policy_file import KEYS
 from tests.attestation.support import CLAIMS, NONCE, ROOT, check, document
@@ -27,7 +29,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 @given(st.binary(max_size=300))
 def test_bytes_into_parsers(data: bytes) -> None:
-    for parse in (Evidence.parse, Claims.parse):
+    for parse in (Evidence.parse, Claims.parse, Measurements.parse, release.parse):
         with contextlib.suppress(EvidenceError):
             parse(data)
     with contextlib.suppress(PolicyFileError):
@@ -36,7 +38,7 @@ def test_bytes_into_parsers(data: bytes) -> None:
 
 @given(json_values)
 def test_json_into_parsers(value: object) -> None:
-    for parse in (Evidence.parse, Claims.parse):
+    for parse in (Evidence.parse, Claims.parse, Measurements.parse, release.parse):
         with contextlib.suppress(EvidenceError):
             parse(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 

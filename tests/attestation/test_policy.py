@@ -15,6 +15,7 @@ from tests.attestation.support import CLAIMS, NOW, START, check, clock, document
 STATED = """
 cpu = ["simulated"]
 measurement = ["{measurement}"]
+release = "none"
 minimum_tcb = "any"
 debug = "refused"
 migration = "refused"
@@ -268,7 +269,14 @@ def test_an_unknown_key_is_told_with_the_nearest_one(line: str, advice: str) -> 
         ("gpu_rims", '"none"', "choose from optional, required"),
         ("gpu_revocation", "1", "Write"),
         ("measurement", '{ release = "absent.json" }', "Write"),
-        ("measurement", '{ release = "absent.json", key = "00" }', "64 hexadecimal"),
+        ("release", '"any"', "Write"),
+        ("release", '{ file = "absent.json" }', "Write"),
+        ("release", '{ file = "absent.json", keys = [], minimum = 1 }', "Write"),
+        ("release", '{ file = "", keys = ["00"], minimum = 1 }', "Write"),
+        ("release", '{ file = "absent.json", keys = ["00"], minimum = 1 }', "64 hexadecimal"),
+        ("release", f'{{ file = "absent.json", keys = ["{"00" * 32}"], minimum = 1 }}', "anybody can sign"),
+        ("release", f'{{ file = "absent.json", keys = ["{"03" * 32}"], minimum = -1 }}', "not a number"),
+        ("release", f'{{ file = "absent.json", keys = ["{"03" * 32}"], minimum = 1 }}', "Get both from"),
         ("gpu", '["none"]', "Write"),
         ("gpu", "false", "Write"),
         ("cc_mode", '["On"]', "did you mean 'on'"),

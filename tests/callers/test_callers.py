@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from attestation.ed25519 import small_order
 from inference.__main__ import main
 from inference.callers import SIGNED, Caller, CallerList, Callers, CallersError
 from inference.channel.bhttp import field
 from inference.config import ConfigError, parse
-from inference.ed25519 import small_order
 from inference.gateway.failures import Refused
 from tests.gateway.support import RunningGateway, running_gateway
 from tests.support import Answer, config_text, sealed_chat
