@@ -104,8 +104,11 @@ class _Events:
 class Plaintext:
     """To the engine's socket, or in the clear to `url`. `path`: what is asked for."""
 
-    def __init__(self, socket: Path, url: str = "", *, path: str = PATH) -> None:
+    def __init__(self, socket: Path, url: str = "", *, path: str = PATH, api_key: str = "") -> None:
         self.name = "relay" if url else "plaintext"
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._stream = path == PATH
         self._url = (url or "http://engine") + path
         connector = aiohttp.TCPConnector(limit=0) if url else aiohttp.UnixConnector(str(socket), limit=0)
@@ -113,8 +116,7 @@ class Plaintext:
 
     async def ask(self, body: bytes, sample: Sample) -> None:
         events = _Events(sample, time.perf_counter(), stream=self._stream)
-        headers = {"Content-Type": "application/json"}
-        async with self._session.post(self._url, data=body, headers=headers) as answer:
+        async with self._session.post(self._url, data=body, headers=self._headers) as answer:
             if answer.status != 200:
                 raise RuntimeError(f"the engine answered {answer.status}")
             while data := await answer.content.readany():

@@ -193,7 +193,7 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def differences(a: Run, b: Run) -> Iterator[str]:
-    """What makes two runs no comparison: another model, load, flag or version. Not the machine's mode, which is asked."""
+    """What makes two runs no comparison: another model, load, flag or version. Their machines' modes may differ."""
     for name, kind in (("kind", "kind"), ("load", "load"), ("models", "model"), ("engine_flags", "engine flags")):
         yield from _different(kind, a.head[name], b.head[name])
     for name in ("engine", "generator"):

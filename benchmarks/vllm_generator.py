@@ -17,6 +17,24 @@ from typing import Any
 _KEPT = ("duration", "input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "errors")
 
 
+def mended(handler: type[Any]) -> type[Any]:
+    """vLLM's reader of streamed answers (`handler`), for streams with SSE comments, which is how answers are padded.
+
+    vLLM strips each piece that it reads from the network of white space. Where a piece ends with a comment, that takes
+    the comment's end, the next event becomes part of the comment, and is dropped: seen as answers without tokens. No
+    comment of padding goes on with "data: " or ":", so these begin something new.
+    """
+
+    class Mended(handler):  # type: ignore[misc]  # The class is only known under the engines' Python.
+        def add_chunk(self, chunk_bytes: bytes) -> list[str]:
+            if self.buffer.startswith(":") and chunk_bytes.startswith((b"data: ", b":")):
+                self.buffer = ""
+            found: list[str] = super().add_chunk(chunk_bytes)
+            return found
+
+    return Mended
+
+
 def main() -> None:
     """Until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -24,10 +42,12 @@ def main() -> None:
     os.dup2(2, 1)
     import numpy
     from vllm.benchmarks.datasets import get_samples
+    from vllm.benchmarks.lib import endpoint_request_func
     from vllm.benchmarks.serve import add_cli_args, main_async
     from vllm.tokenizers import get_tokenizer
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    endpoint_request_func.StreamedResponseHandler = mended(endpoint_request_func.StreamedResponseHandler)
     parser = FlexibleArgumentParser(prog="vllm bench serve")
     add_cli_args(parser)
     answers.write(json.dumps({"error": None}) + "\n")
