@@ -3,11 +3,14 @@
 import argparse
 import sys
 
-from benchmarks import serve
+from benchmarks import compare, model, serve, transfer
 from benchmarks.errors import Unusable
 
 _COMMANDS = {
     "serve": (serve, "drive a backend through several arms and keep every request's times"),
+    "compare": (compare, "two runs, or two arms of one: a table and a report"),
+    "transfer": (transfer, "copies to the GPU and back, small copies and launches"),
+    "model": (model, "CC-On played by a synthetic engine: a model, not measurement"),
 }
 
 

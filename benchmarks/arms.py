@@ -21,6 +21,7 @@ from benchmarks.errors import Unusable
 from benchmarks.gateway import gateway_process
 from benchmarks.generator import Generator, Load
 from benchmarks.runfile import Level, Request
+from benchmarks.samples import request
 from inference.channel.exchange import Shape
 from inference.channel.hpke import KemId
 from inference.channel.padding import Padding
@@ -109,7 +110,7 @@ class Arms:
             bodies = [load.body(path, self._load.model, prompt, self._load.output_tokens) for prompt in prompts]
             before = _cpu(pid)
             samples, wall = asyncio.run(self._own(arm, path, bodies, level, seed))
-            found = [_request(sample) for sample in samples]
+            found = [request(sample) for sample in samples]
         after = _cpu(pid)
         return found, wall, None if before is None or after is None else after - before
 
@@ -132,15 +133,6 @@ class Arms:
             return await load.poisson(client, bodies, level.value, seed)
         finally:
             await client.close()
-
-
-def _request(sample: load.Sample) -> Request:
-    first = sample.arrivals[0] if sample.arrivals else None
-    # As vllm bench serve counts: to the last event with content, where an answer has events.
-    last = sample.arrivals[-1] if sample.arrivals else sample.total
-    return Request(
-        sample.start, first, last, tuple(sample.gaps), sample.tokens, sample.prompt_tokens, error=sample.error
-    )
 
 
 def _cpu(pid: int | None) -> float | None:

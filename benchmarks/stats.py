@@ -2,7 +2,7 @@
 
 Requests of one repetition share its moment of the machine, so whole repetitions are resampled and never single
 requests: ten thousand times from one bad minute prove nothing. There are few repetitions (three at least), where a
-percentile bootstrap is far too narrow. So the bootstrap gives the standard error only, widened by sqrt(n / (n - 1)), and
+percentile bootstrap is far too narrow. So it gives the standard error only, widened by sqrt(n / (n - 1)), and
 the interval is Student's t with n - 1 degrees of freedom times it (Hesterberg, "What Teachers Should Know about the
 Bootstrap", 2015, section 4).
 """
