@@ -80,11 +80,11 @@ class _Events:
             return
         if words := data.count(_WORD):
             self._sample.arrivals += [time.perf_counter() - self._start] * words
-        # The usage event and [DONE] come last: only the tail is ever parsed.
-        self._tail = (self._tail + data)[-4096:]
-        if b"data: [DONE]" in self._tail:
+        # The usage event and [DONE] come last, but for padding: only what is around them is ever parsed.
+        window, self._tail = self._tail + data, (self._tail + data)[-4096:]
+        if not self.done and b"data: [DONE]" in window:
             self.done = True
-            for line in self._tail.split(b"\n"):
+            for line in window.split(b"\n"):
                 if b'"usage":{' in line and line.startswith(b"data: "):
                     usage = json.loads(line[6:])["usage"]
                     self._sample.tokens = usage["completion_tokens"]
