@@ -132,7 +132,7 @@ def overheads(a: Cell, b: Cell, *, paired: bool) -> list[Overhead]:
         for name, share in SHARES.items() if metric.rate is None else (("", 0.5),):
             one, two = a.statistic(metric, share), b.statistic(metric, share)
             everything = one(range(len(a))), two(range(len(b)))
-            if everything[0] <= 0 or (metric.more_is_better and everything[1] <= 0):
+            if everything[0] <= 0:
                 continue  # No part of nothing.
 
             def percent(

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("attestation", "inference", "deploy", "benchmarks", "tests")
 LAUNCHER = "inference/engine/launcher.py"
-# Scripts for the engines' Python, which the benchmarks start as processes: vLLM's own load generator, and torch's copies.
+# Scripts for the engines' Python, which the benchmarks start as processes: vLLM's load generator, and torch's copies.
 GENERATOR, TRANSFERS = "benchmarks/vllm_generator.py", "benchmarks/transfer_device.py"
 ENGINE_LIBRARIES = ("vllm", "torch", "transformers", "tokenizers", "safetensors")
 DEVICE_LIBRARIES = ("pynvml", "cuda", "cupy", "amdsmi", "nv_attestation_sdk")
