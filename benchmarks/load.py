@@ -5,6 +5,7 @@ library, so the difference is what the channel and the gateway cost, the client'
 """
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -23,6 +24,7 @@ from inference.channel.keyconfig import KeyConfiguration
 PATH = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 _WORD = b'"content":'
+_USAGE = b'"usage":{'
 _LENGTH = 4
 
 
@@ -80,15 +82,13 @@ class _Events:
             return
         if words := data.count(_WORD):
             self._sample.arrivals += [time.perf_counter() - self._start] * words
-        # The usage event and [DONE] come last, but for padding: only what is around them is ever parsed.
+        # The usage event and [DONE] come last, with padding before and behind either.
         window, self._tail = self._tail + data, (self._tail + data)[-4096:]
-        if not self.done and b"data: [DONE]" in window:
-            self.done = True
-            for line in window.split(b"\n"):
-                if b'"usage":{' in line and line.startswith(b"data: "):
-                    usage = json.loads(line[6:])["usage"]
-                    self._sample.tokens = usage["completion_tokens"]
-                    self._sample.prompt_tokens = usage.get("prompt_tokens", 0)
+        self.done = self.done or b"data: [DONE]" in window
+        if not self._sample.tokens and (at := window.find(_USAGE)) >= 0 and (end := window.find(b"\n", at)) >= 0:
+            usage = json.loads(window[window.rindex(b"data: ", 0, at) + 6 : end])["usage"]
+            self._sample.tokens = usage["completion_tokens"]
+            self._sample.prompt_tokens = usage.get("prompt_tokens", 0)
 
     def finish(self) -> None:
         self._sample.total = time.perf_counter() - self._start
@@ -258,14 +258,18 @@ async def closed(arm: Arm, bodies: Sequence[bytes], concurrency: int) -> tuple[l
 
 
 async def poisson(arm: Arm, bodies: Sequence[bytes], rate: float, seed: int) -> tuple[list[Sample], float]:
-    """All requests, at times of a Poisson process of `rate` per second, whatever is still unanswered."""
+    """All requests, at times of a Poisson process of `rate` per second, whatever is still unanswered.
+
+    As `vllm bench serve` does, the times are stretched so that the last comes after (requests / rate) seconds: the load
+    is the same in each repetition.
+    """
     rng = random.Random(seed)
+    due = list(itertools.accumulate(rng.expovariate(1.0) for _ in bodies))
     start = time.perf_counter()
-    due, asked = start, []
-    for item in bodies:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    asked = []
+    for item, when in zip(bodies, due, strict=True):
+        await asyncio.sleep(max(0.0, start + when * len(bodies) / rate / due[-1] - time.perf_counter()))
         asked.append(asyncio.create_task(_one(arm, item, start)))
-        due += rng.expovariate(rate)
     samples = await asyncio.gather(*asked)
     return list(samples), time.perf_counter() - start
 

@@ -46,7 +46,7 @@ def test_a_run_through_all_kinds_of_arms(backend: RunningBackend, tmp_path: Path
             assert [item.index for item in cell] == [0, 1, 2]
             for item in cell:
                 assert {request.tokens for request in item.requests} == {12}
-                # Each token is an event, padded or not: vLLM's generator loses those behind padding unless it is mended.
+                # Each token is an event, padded or not: unmended, vLLM's generator loses those behind padding.
                 assert all(len(request.gaps_s) >= 11 for request in item.requests), arm
     # The same words in every arm.
     prompts = {tuple(sorted(r.prompt_tokens for r in item.requests)) for item in run.repetitions if item.index == 0}
