@@ -204,7 +204,7 @@ def _load(figure: Figure, pair: Pair, found: dict[Level, list[Overhead]]) -> Non
                     axes.errorbar(
                         at + 0.17 * (place - (len(wanted) - 1) / 2),
                         item.percent.value,
-                        yerr=item.percent.high - item.percent.value,
+                        yerr=[[item.percent.value - item.percent.low], [item.percent.high - item.percent.value]],
                         color=_QUIET if item.noise else _B,
                         marker=marker,
                         ms=5.5,
@@ -213,6 +213,9 @@ def _load(figure: Figure, pair: Pair, found: dict[Level, list[Overhead]]) -> Non
     axes.axhline(0, color=_QUIET, lw=1)
     axes.set_xticks(range(len(found)), [str(level) for level in found])
     axes.set_ylabel("overhead (%)")
+    # An interval that knows nothing would press all others flat.
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -110), min(high, 200))
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 

@@ -1,6 +1,7 @@
 """From a run's raw times to metrics with intervals: per arm and level, and between two arms or two runs."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -135,16 +136,6 @@ def overheads(a: Cell, b: Cell, *, paired: bool) -> list[Overhead]:
             if everything[0] <= 0:
                 continue  # No part of nothing.
 
-            def percent(
-                x: Sequence[int],
-                y: Sequence[int],
-                one: Callable[[Sequence[int]], float] = one,
-                two: Callable[[Sequence[int]], float] = two,
-                inverse: bool = metric.more_is_better,
-            ) -> float:
-                base, other = one(x), two(y)
-                return 100 * (1 - other / base if inverse else other / base - 1) if base else 0.0
-
             def added(
                 x: Sequence[int],
                 y: Sequence[int],
@@ -159,11 +150,35 @@ def overheads(a: Cell, b: Cell, *, paired: bool) -> list[Overhead]:
                     metric,
                     name,
                     *everything,
-                    stats.difference(counts, percent, paired=paired),
+                    _percent(counts, one, two, paired=paired, inverse=metric.more_is_better),
                     stats.difference(counts, added, paired=paired),
                 )
             )
     return found
+
+
+def _percent(
+    counts: tuple[int, int],
+    one: Callable[[Sequence[int]], float],
+    two: Callable[[Sequence[int]], float],
+    *,
+    paired: bool,
+    inverse: bool,
+) -> Estimate:
+    """Taken of the ratio's logarithm, so that no interval says that something takes less than no time."""
+
+    def percent(ratio: float) -> float:
+        return 100 * (1 - ratio if inverse else ratio - 1)
+
+    try:
+        found = stats.difference(counts, lambda x, y: math.log(two(y) / one(x)), paired=paired)
+    except (ValueError, ZeroDivisionError):
+        # A rate, or a gap, of nothing: it has no logarithm, and the difference itself has to do.
+        base = one(range(counts[0]))
+        return stats.difference(counts, lambda x, y: percent(1 + (two(y) - one(x)) / base), paired=paired)
+    # Beyond a thousand times, all that an interval says is that it knows nothing.
+    ends = [percent(math.exp(max(-7.0, min(7.0, value)))) for value in (found.low, found.high)]
+    return Estimate(percent(math.exp(found.value)), min(ends), max(ends))
 
 
 def table(run: Run) -> str:
