@@ -35,7 +35,8 @@ th { text-align: right; color: var(--dim); font-weight: 600; border-bottom: 2px 
 td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.level td { background: var(--soft); font-weight: 600; text-align: left; }
-.noise { color: var(--dim); background: #eceef1; border-radius: 9px; padding: 1px 8px; font-size: 12px; }
+.noise { color: var(--dim); background: #eceef1; border-radius: 9px; padding: 1px 8px; font-size: 12px;
+         white-space: nowrap; }
 .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 20px; } .plots figure.wide { grid-column: 1 / -1; }
 figure { margin: 10px 0; } figure svg { width: 100%; height: auto; display: block; }
 figcaption { color: var(--dim); font-size: 13px; }
@@ -178,7 +179,19 @@ def _curve(figure: Figure, pair: Pair, found: dict[Level, list[Overhead]]) -> No
         x = [cell.estimate(rate).value for cell in cells]
         y = [cell.estimate(metric) for cell in cells]
         reach = [value.high - value.value for value in y]
-        axes.errorbar(x, [v.value for v in y], yerr=reach, color=colour, marker="o", ms=4.5, lw=1.6, capsize=2.5)
+        for kind in dict.fromkeys(level.kind for level in found):  # Clients at once and rates are two curves.
+            part = [at for at, level in enumerate(found) if level.kind == kind]
+            axes.errorbar(
+                [x[at] for at in part],
+                [y[at].value for at in part],
+                yerr=[reach[at] for at in part],
+                color=colour,
+                marker="o",
+                ms=4.5,
+                lw=1.6,
+                ls="-" if kind == "closed" else "--",
+                capsize=2.5,
+            )
         for level, across, up in zip(found, x, y, strict=True):
             if place == 0:
                 label = f"{level.value:g}" + ("" if level.kind == "closed" else "/s")
