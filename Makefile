@@ -51,8 +51,10 @@ fuzz: $(VENV)/.installed-dev ## Fuzz the parsers of what peers send (FUZZ_SECOND
 	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@$(RUN) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
-bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated
-	@$(RUN) -m benchmarks.serve
+bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated (benchmarks/README.md)
+	@$(RUN) -m benchmarks serve --arms direct ohttp own-direct own-relay own-ohttp own-ehbp --out var/bench/run.json
+	@$(RUN) -m benchmarks compare var/bench/run.json --base own-direct --against own-relay own-ohttp own-ehbp \
+		--html var/bench/report.html
 
 soak: $(VENV)/.installed-dev models ## Ten minutes of load while engines are killed at random (SOAK_MINUTES=10)
 	@$(RUN) -m benchmarks.soak --minutes $(SOAK_MINUTES)

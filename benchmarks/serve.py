@@ -1,162 +1,227 @@
-"""Sealed against plaintext-to-the-socket and a bare relay: same load, same engine, one run, arms alternated.
+"""What secrecy costs a serving backend: the same load through several arms, alternated, with each request's times.
 
-    python -m benchmarks.serve [--concurrency 1 8 32] [--repetitions 6] [--out FILE]
+    python -m benchmarks serve [--config FILE] [--arms direct ohttp own-ehbp] [--concurrency 1 8 32] [--rate 2 8]
 
-Prints a table and writes the raw times. The relay copies bytes from TCP to the engine's socket: what it costs, any hop
-between client and engine costs; what the sealed arm costs beyond it is the channel's. Ratios come from neighbouring
-repetitions (A B C C B A ...), since these machines drift; intervals are 95 % bootstrap over the pairs.
+Without --config the demo is started; with it, the running backend of that configuration is driven. Writes a run file
+(benchmarks/run.schema.json) and prints a table. The label (--label) has to fit what the GPUs' driver says.
 """
 
 import argparse
-import asyncio
+import contextlib
+import itertools
 import json
 import os
-import platform
+import shlex
+import sys
 import time
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, relay, stats
-from benchmarks.load import Arm, Sample, Shape
-from deploy.demo.processes import ROOT, backend
+from tqdm import tqdm
 
-MODEL = "demo/llama-awq"
-SOCKET = ROOT / "var" / "run" / "demo-llama-awq" / "engine.sock"
-_TICK = os.sysconf("SC_CLK_TCK")
+from benchmarks import arms, generator, machine, runfile, software, summary
+from benchmarks.arms import ARMS, Arm, Arms, Backend
+from benchmarks.errors import Unusable
+from benchmarks.generator import Load
+from benchmarks.runfile import Level, Repetition, Run
+from deploy.demo.processes import CONFIG, POLICY, ROOT, Failed
+from deploy.demo.processes import backend as demo
+from inference.config import Config, ConfigError, Model
+from inference.config import load as load_config
 
-
-@dataclass(frozen=True)
-class Repetition:
-    """One arm's load once. Times in seconds."""
-
-    arm: str
-    concurrency: int
-    samples: list[Sample]
-    wall: float
-    gateway_cpu: float
-
-    @property
-    def throughput(self) -> float:
-        """Generated tokens per second."""
-        return sum(sample.tokens for sample in self.samples) / self.wall
-
-    @property
-    def pieces(self) -> int:
-        """Pieces of content that arrived: events that came together count once."""
-        return sum(len(sample.arrivals) for sample in self.samples)
+_LEAST_REPETITIONS = 3
+_LEAST_REQUESTS = 6
+KEY_VARIABLE = "CLOISTER_API_KEY"
 
 
-def main() -> None:
-    """Runs all loads against a backend started for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--repetitions", type=int, default=6, help="pairs of arms at each concurrency")
-    parser.add_argument("--tokens", type=int, default=100, help="tokens per answer")
-    parser.add_argument("--rounds", type=int, default=4, help="requests per repetition and concurrent client")
-    parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--out", type=Path, default=ROOT / "var" / "bench" / "serve.json")
-    options = parser.parse_args()
-    with backend(options.port) as pid, relay.running(SOCKET, options.port + 1) as relayed:
-        found = asyncio.run(_measure(options, pid, relayed))
-    print(_table(found))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": _machine(), "repetitions": [_record(item) for item in found]}))
-    print(f"raw times: {options.out}")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    add = parser.add_argument
+    add("--config", type=Path, help="the running backend's configuration; without it the demo is started")
+    add("--url", help="of the running backend; default: the configuration's address")
+    add("--policy", type=Path, default=POLICY, help="the local proxies verify the backend against it")
+    add("--arms", nargs="+", default=["direct", "ohttp"], metavar="ARM", help=", ".join(ARMS))
+    add("--task", choices=["chat", "embeddings"], default="chat")
+    add("--model", help="id; default: the configuration's first of the task")
+    add("--concurrency", type=int, nargs="*", default=None, help="closed loop, clients at once (1 4 16 32 64 128)")
+    add("--rate", type=float, nargs="*", default=[], help="Poisson, requests per second")
+    add("--prompt-tokens", type=int, default=128)
+    add("--output-tokens", type=int, default=128)
+    add("--rounds", type=int, default=4, help="requests per client of a closed loop, in a repetition")
+    add("--poisson-seconds", type=float, default=20.0, help="of a Poisson load, in a repetition")
+    add("--repetitions", type=int, default=6, help="of each arm at each level, at least 3")
+    add("--seed", type=int, default=20261123)
+    add("--ttft-ms", type=float, help="a limit of goodput")
+    add("--tpot-ms", type=float, help="a limit of goodput")
+    add("--e2e-ms", type=float, help="a limit of goodput")
+    add("--label", choices=machine.LABELS, help="refused where the machine is another; default: what it is")
+    add("--machine", default="", help="its name in the run file")
+    add("--gateway-pid", type=int, help="the gateway's process, for its CPU time; known where the demo is started")
+    add("--port", type=int, default=8080, help="of the demo")
+    add("--quick", action="store_true", help="1 and 4 at once, short answers, three repetitions: does it work at all")
+    add("--out", type=Path, default=ROOT / "var" / "bench" / "run.json")
 
 
-async def _measure(options: argparse.Namespace, pid: int, relayed: str) -> list[Repetition]:
-    plaintext: Arm = load.Plaintext(SOCKET)
-    bare: Arm = load.Plaintext(SOCKET, relayed)
-    sealed: Arm = await load.Sealed.connect(f"http://127.0.0.1:{options.port}")
-    arms = (plaintext, bare, sealed)
-    found: list[Repetition] = []
-    try:
-        for concurrency in options.concurrency:
-            rounds = max(options.rounds, 12 // concurrency)
-            shape = Shape(MODEL, concurrency, concurrency * rounds, options.tokens)
-            for arm in arms:  # warm-up, dropped
-                await load.run(arm, shape)
-            for pair in range(options.repetitions):
-                for arm in arms if pair % 2 == 0 else arms[::-1]:
-                    before = _cpu(pid)
-                    samples, wall = await load.run(arm, shape)
-                    found.append(Repetition(arm.name, concurrency, samples, wall, _cpu(pid) - before))
-                print(f"concurrency {concurrency}: pair {pair + 1} of {options.repetitions}", flush=True)
-    finally:
-        for arm in arms:
-            await arm.close()
-    return found
-
-
-def _cpu(pid: int) -> float:
-    """CPU seconds that the gateway's process has used (its engines are processes of their own)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def _table(found: list[Repetition]) -> str:
-    lines = [
-        "",
-        f"{'conc':>4} {'arm':>7} {'plain tok/s':>11} {'arm tok/s':>9} {'ratio [95 %]':>22} "
-        f"{'TTFT p50 plain/+ms':>19} {'TTFT +p99 ms':>12} {'gap p50 plain/+ms':>18} {'gap +p99 ms':>11} "
-        f"{'gw us/piece':>11} {'gw us/req':>10}",
-    ]
-    for concurrency in sorted({item.concurrency for item in found}):
-        plain = [item for item in found if (item.arm, item.concurrency) == ("plaintext", concurrency)]
-        for name in ("relay", "sealed"):
-            other = [item for item in found if (item.arm, item.concurrency) == (name, concurrency)]
-            lines.append(f"{concurrency:>4} {name:>7} {_row(plain, other)}")
-    return "\n".join(lines)
-
-
-def _row(plain: list[Repetition], other: list[Repetition]) -> str:
-    rates = [item.throughput for item in plain], [item.throughput for item in other]
-    low, high = stats.interval(*rates, lambda a, b: stats.mean(b) / stats.mean(a))
-    ttft = [_all(items, lambda sample: [sample.ttft]) for items in (plain, other)]
-    gaps = [_all(items, lambda sample: sample.gaps) for items in (plain, other)]
-    cpu = sum(item.gateway_cpu for item in other)
-    return (
-        f"{stats.mean(rates[0]):>11.0f} {stats.mean(rates[1]):>9.0f} "
-        f"{stats.mean(rates[1]) / stats.mean(rates[0]):>8.3f} [{low:.3f}, {high:.3f}] "
-        f"{_added(ttft, 0.5):>19} {_difference(ttft, 0.99):>12.2f} {_added(gaps, 0.5):>18} "
-        f"{_difference(gaps, 0.99):>11.2f} {cpu / sum(item.pieces for item in other) * 1e6:>11.0f} "
-        f"{cpu / sum(len(item.samples) for item in other) * 1e6:>10.0f}"
+def run(options: argparse.Namespace) -> int:
+    """Exit status: 0, or 1 where requests failed. Raises `Unusable`."""
+    if options.quick:
+        options.concurrency, options.rate, options.repetitions, options.rounds = [1, 4], [], 3, 2
+        options.output_tokens = min(options.output_tokens, 24)
+    levels = [Level("closed", float(value)) for value in (options.concurrency or ([] if options.rate else [1, 8, 32]))]
+    levels += [Level("poisson", value) for value in options.rate]
+    chosen = _chosen(options, levels)
+    here = machine.facts(options.machine)
+    label = machine.labelled(here, options.label)
+    configuration = _configuration(options)
+    model = _model(configuration, options)
+    source = model.source if Path(model.source).is_dir() else model.id
+    load = Load(
+        options.task, model.id, source, options.prompt_tokens, options.output_tokens if options.task == "chat" else 0
     )
+    began = _now()
+    with _backend(options, configuration, model) as backend:
+        python = configuration.engines.python
+        flags = software.engine_flags(backend.socket)
+        key = os.environ.get(KEY_VARIABLE, "")
+        with (
+            generator.running(python, key) as maintained,
+            arms.running(backend, maintained, load, chosen) as running,
+        ):
+            first = {
+                arm.name: running.flags(arm, levels[0], _requests(options, levels[0]), options.seed) for arm in chosen
+            }
+            found = list(_measured(running, chosen, levels, options))
+        now = machine.facts(options.machine)
+        if now["gpu"]["mode"] != here["gpu"]["mode"]:
+            raise Unusable("the GPUs' mode changed during the run: its figures are of neither, and were not kept")
+    result = Run(
+        {
+            "schema": runfile.VERSION,
+            "kind": "measurement",
+            "label": label,
+            "began": began,
+            "ended": _now(),
+            "command": shlex.split(shlex.join(sys.argv[1:])),
+            "machine": here,
+            "software": software.versions(python, configuration),
+            "models": [software.model(model)],
+            "engine_flags": flags,
+            "load": head_of(options, load),
+            "limits": {"ttft_ms": options.ttft_ms, "tpot_ms": options.tpot_ms, "e2e_ms": options.e2e_ms},
+            "arms": [
+                {"name": arm.name, "client": arm.client, "what": arm.what, "flags": first[arm.name]} for arm in chosen
+            ],
+        },
+        tuple(found),
+    )
+    result.save(options.out)
+    print(summary.table(result))
+    print(summary.agreement(result), end="")
+    print(f"run file: {options.out}")
+    failed = sum(bool(request.error) for item in found for request in item.requests)
+    if failed:
+        errors = {request.error for item in found for request in item.requests if request.error}
+        print(f"{failed} requests failed: {'; '.join(sorted(errors)[:3])}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _all(items: list[Repetition], values: Any) -> list[float]:
-    return [value for item in items for sample in item.samples for value in values(sample)]
-
-
-def _difference(arms: list[list[float]], share: float) -> float:
-    return (stats.percentile(arms[1], share) - stats.percentile(arms[0], share)) * 1000
-
-
-def _added(arms: list[list[float]], share: float) -> str:
-    return f"{stats.percentile(arms[0], share) * 1000:.2f}/{_difference(arms, share):+.2f}"
-
-
-def _record(item: Repetition) -> dict[str, Any]:
+def head_of(options: argparse.Namespace, load: Load) -> dict[str, Any]:
+    """The run file's `load`."""
     return {
-        "arm": item.arm,
-        "concurrency": item.concurrency,
-        "wall_s": item.wall,
-        "gateway_cpu_s": item.gateway_cpu,
-        "requests": [
-            {"tokens": sample.tokens, "total_s": sample.total, "arrivals_s": sample.arrivals} for sample in item.samples
-        ],
+        "task": load.task,
+        "model": load.model,
+        "prompt_tokens": load.prompt_tokens,
+        "output_tokens": load.output_tokens,
+        "rounds": options.rounds,
+        "poisson_s": options.poisson_seconds,
+        "seed": options.seed,
+        "repetitions": options.repetitions,
+        "warmup_requests": "one repetition",
     }
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
+def _chosen(options: argparse.Namespace, levels: list[Level]) -> list[Arm]:
+    unknown = [name for name in options.arms if name not in ARMS]
+    if unknown:
+        raise Unusable(f"no arm is called {unknown[0]}; there are {', '.join(ARMS)}")
+    if options.repetitions < _LEAST_REPETITIONS:
+        raise Unusable(f"--repetitions is at least {_LEAST_REPETITIONS}: fewer have no interval")
+    numbers = [options.prompt_tokens, options.output_tokens, options.rounds, options.poisson_seconds]
+    numbers += [level.value for level in levels]
+    numbers += [value for value in (options.ttft_ms, options.tpot_ms, options.e2e_ms) if value is not None]
+    if min(numbers) <= 0:
+        raise Unusable("lengths, rounds, seconds, levels and limits are greater than 0")
+    return [ARMS[name] for name in dict.fromkeys(options.arms)]
 
 
-if __name__ == "__main__":
-    main()
+def _configuration(options: argparse.Namespace) -> Config:
+    try:
+        return load_config(options.config or CONFIG)
+    except ConfigError as error:
+        raise Unusable(str(error)) from error
+
+
+def _model(configuration: Config, options: argparse.Namespace) -> Model:
+    task = "generate" if options.task == "chat" else "embed"
+    fitting = [item for item in configuration.models if item.task == task and options.model in (None, item.id)]
+    if not fitting:
+        names = ", ".join(f"{item.id} ({item.task})" for item in configuration.models)
+        raise Unusable(f"the configuration has no model for {options.task} of that name; it has {names}")
+    return fitting[0]
+
+
+@contextlib.contextmanager
+def _backend(options: argparse.Namespace, configuration: Config, model: Model) -> Iterator[Backend]:
+    socket = Path(configuration.engines.runtime_directory) / model.id.replace("/", "-") / "engine.sock"
+    if options.config is None:
+        try:
+            with demo(options.port) as pid:
+                yield Backend(f"http://127.0.0.1:{options.port}", ROOT / socket, options.policy, "", pid)
+        except Failed as error:
+            raise Unusable(str(error)) from error
+        return
+    scheme = "http" if configuration.tls.mode == "off" else "https"
+    url = options.url or f"{scheme}://{configuration.server.host}:{configuration.server.port}"
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+            step = json.load(answer)["step"]
+    except urllib.error.HTTPError as error:
+        raise Unusable(f"the backend at {url} does not serve yet (status {error.code} of /readyz)") from error
+    except (OSError, ValueError) as error:
+        raise Unusable(f"no backend answers at {url}: start it, or leave --config out for the demo") from error
+    if step != "SERVING" or not socket.exists():
+        raise Unusable(f"the backend at {url} is at {step}, and its engine's socket would be {socket}")
+    yield Backend(url, socket, options.policy, os.environ.get(KEY_VARIABLE, ""), options.gateway_pid)
+
+
+def _requests(options: argparse.Namespace, level: Level) -> int:
+    if level.kind == "poisson":
+        return max(_LEAST_REQUESTS, round(level.value * options.poisson_seconds))
+    return max(_LEAST_REQUESTS, round(level.value) * int(options.rounds))
+
+
+def _measured(
+    running: Arms, chosen: list[Arm], levels: list[Level], options: argparse.Namespace
+) -> Iterator[Repetition]:
+    """Every level: a warm-up of each arm, dropped, then the arms in turn, forwards and backwards."""
+    order = itertools.count()
+    total = len(levels) * len(chosen) * (options.repetitions + 1)
+    with tqdm(total=total, unit="load", disable=None) as bar:
+        for place, level in enumerate(levels):
+            requests = _requests(options, level)
+            for index in range(-1, options.repetitions):
+                # Prompts are the same for all arms, and new in each repetition: no prefix is found in a cache.
+                seed = options.seed + 1000 * place + index + 1
+                for arm in chosen if index % 2 == 0 else chosen[::-1]:
+                    bar.set_postfix_str(f"{level}, {arm.name}" + (", warm-up" if index < 0 else ""))
+                    found, wall, cpu = running.run(arm, level, requests, seed)
+                    bar.update()
+                    if index >= 0:
+                        yield Repetition(arm.name, level, index, next(order), wall, cpu, tuple(found))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

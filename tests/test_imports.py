@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("attestation", "inference", "deploy", "benchmarks", "tests")
 LAUNCHER = "inference/engine/launcher.py"
+# Scripts for the engines' Python, which the benchmarks start as processes: vLLM's load generator, and torch's copies.
+GENERATOR, TRANSFERS = "benchmarks/vllm_generator.py", "benchmarks/transfer_device.py"
 ENGINE_LIBRARIES = ("vllm", "torch", "transformers", "tokenizers", "safetensors")
 DEVICE_LIBRARIES = ("pynvml", "cuda", "cupy", "amdsmi", "nv_attestation_sdk")
 
@@ -217,8 +219,8 @@ RULES = (
         (("inference/app.py", "import statistics"),),
     ),
     Rule(
-        "one file imports vllm",
-        lambda path: path != LAUNCHER,
+        "one file imports vllm, and one its load generator",
+        lambda path: path not in (LAUNCHER, GENERATOR),
         lambda target: under(target, "vllm"),
         (
             ("inference/engine/weights.py", "import vllm"),
@@ -228,18 +230,25 @@ RULES = (
             ("tests/engine/test_launcher.py", "import vllm"),
             ("attestation/verify.py", "import importlib\nimportlib.import_module('vllm')"),
         ),
-        ((LAUNCHER, "import vllm"), ("inference/app.py", "import vllm_like")),
+        (
+            (LAUNCHER, "import vllm"),
+            (GENERATOR, "from vllm.benchmarks.serve import main_async"),
+            ("inference/app.py", "import vllm_like"),
+        ),
     ),
     Rule(
-        "torch and transformers are for the demonstration's models, the launcher and the engine's plugin",
-        lambda path: path != LAUNCHER and outside("deploy/demo", "deploy/engine_plugin")(path),
+        "torch and transformers are for the demonstration's models, the engine's process and the measured copies",
+        lambda path: path not in (LAUNCHER, TRANSFERS) and outside("deploy/demo", "deploy/engine_plugin")(path),
         lambda target: under(target, "torch", "transformers"),
         (
             ("inference/engine/weights.py", "import torch"),
             ("benchmarks/load.py", "from transformers import AutoTokenizer"),
             ("deploy/image.py", "import torch.nn"),
         ),
-        (("deploy/demo/train.py", "import torch\nfrom transformers import Trainer"),),
+        (
+            (TRANSFERS, "import torch"),
+            ("deploy/demo/train.py", "import torch\nfrom transformers import Trainer"),
+        ),
     ),
 )
 NAMES = [rule.says for rule in RULES]

@@ -1,0 +1,37 @@
+"""`python -m benchmarks serve | compare | transfer | model`: what secrecy costs. benchmarks/README.md has the ways."""
+
+import argparse
+import sys
+
+from benchmarks import compare, model, serve, transfer
+from benchmarks.errors import Unusable
+
+_COMMANDS = {
+    "serve": (serve, "drive a backend through several arms and keep every request's times"),
+    "compare": (compare, "two runs, or two arms of one: a table and a report"),
+    "transfer": (transfer, "copies to the GPU and back, small copies and launches"),
+    "model": (model, "CC-On played by a synthetic engine: a model, not measurement"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 1 where something measured is not right, 2 where nothing could be."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, what) in _COMMANDS.items():
+        one = commands.add_parser(
+            name, help=what, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(one)
+        one.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except Unusable as error:
+        print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
