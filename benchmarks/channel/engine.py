@@ -1,4 +1,4 @@
-"""A synthetic engine: HTTP on a Unix socket (and a TCP port for LiteLLM), events at a set rate, as little work as can be.
+"""A synthetic engine: HTTP on a Unix socket (and on a TCP port for LiteLLM), events at a set rate, cheap.
 
 A request's `max_tokens` is the number of events; its `seed` is 1,000 times the pause in milliseconds, plus how many
 events go into one write. Both are fields of OpenAI's API, so that every peer passes them on.
