@@ -45,8 +45,8 @@ OHTTP = "OHTTP "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="under a minute: three repetitions, up to 1,000 streams")
-    parser.add_argument("--repetitions", type=int, help="of each measurement (default 7; 3 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="about a minute: two repetitions, shorter streams, up to 1,000")
+    parser.add_argument("--repetitions", type=int, help="of each measurement (default 7; 2 with --quick)")
     parser.add_argument("--peers", type=Path, default=Path("var/bench-peers"), help="benchmarks/peers.sh's folder")
     parser.add_argument("--out", type=Path, default=Path("var/bench/channel.json"), help="raw figures (JSON)")
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    repetitions = arguments.repetitions or (3 if arguments.quick else 7)
+    repetitions = arguments.repetitions or (2 if arguments.quick else 7)
     machine = _machine(arguments.peers)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -119,7 +119,7 @@ async def _once(arm: Arm, quick: bool) -> dict[str, float]:
         if slow:
             load = Load(_SLOW.streams, _SLOW.events, load.gap_ms, load.batch)
         elif quick:
-            load = Load(load.streams, load.events // 2, load.gap_ms, load.batch)
+            load = Load(load.streams, load.events // 4, load.gap_ms, load.batch)
         found[name], found[name + ", events/s of wall time"] = await measure.chunks(arm, load)
     requests = 32 if slow else 160 if quick else 480
     found["request"], found["request, per s of wall time"] = await measure.opens(arm, requests, 16)
