@@ -46,7 +46,7 @@ OHTTP = "OHTTP "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--quick", action="store_true", help="about a minute: two repetitions, shorter streams, up to 1,000"
+        "--quick", action="store_true", help="two short repetitions, up to 1,000 streams"
     )
     parser.add_argument("--repetitions", type=int, help="of each measurement (default 7; 2 with --quick)")
     parser.add_argument("--peers", type=Path, default=Path("var/bench-peers"), help="benchmarks/peers.sh's folder")
