@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import secrets
 import shutil
 import ssl
 import subprocess
@@ -14,8 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from benchmarks.channel.arms import Arm, plain
+from benchmarks.channel.arms import Arm, Opener, plain, post
 from benchmarks.channel.processes import free_port, program, wait_for
+from benchmarks.load import PATH
 
 _NGINX = """daemon off; master_process off; worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;
@@ -74,7 +76,10 @@ def litellm(stack: ExitStack, folder: Path, environment: Path, engine_port: int)
     port = free_port()
     base = f"http://127.0.0.1:{engine_port}/v1"
     parameters = {"model": "openai/latest", "api_base": base, "api_key": "none"}
+    # It does not start without a key.
+    key = "sk-" + secrets.token_hex(32)
     configuration = {
+        "general_settings": {"master_key": key},
         "model_list": [{"model_name": "latest", "litellm_params": parameters}],
         "litellm_settings": {"telemetry": False, "drop_params": False},
     }
@@ -85,7 +90,12 @@ def litellm(stack: ExitStack, folder: Path, environment: Path, engine_port: int)
     pid = stack.enter_context(program([*command, "--num_workers", "1"], folder / "litellm.log", settings))
     if not wait_for(port, 90):
         return f"LiteLLM did not start: {(folder / 'litellm.log').read_text()[-300:]}"
-    return Arm("LiteLLM", port, pid, plain)
+
+    def request(content: bytes) -> tuple[bytes, Opener]:
+        sent = post(PATH, content, "application/json", f"Authorization: Bearer {key}\r\n")
+        return sent, lambda _, answer: answer
+
+    return Arm("LiteLLM", port, pid, request)
 
 
 def _nginx_binary() -> str | None:
