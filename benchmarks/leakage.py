@@ -25,7 +25,7 @@ from typing import Any
 import h11
 
 from benchmarks import attack, stats
-from benchmarks.gateway import gateway_process
+from benchmarks.channel.gateway import gateway_process
 from deploy.demo import faq
 from deploy.demo.processes import ROOT, backend
 from inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
