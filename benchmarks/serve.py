@@ -29,6 +29,7 @@ from benchmarks.generator import Load
 from benchmarks.runfile import Level, Repetition, Run
 from deploy.demo.processes import CONFIG, POLICY, ROOT, Failed
 from deploy.demo.processes import backend as demo
+from inference.assembly import socket_path
 from inference.config import Config, ConfigError, Model
 from inference.config import load as load_config
 
@@ -175,11 +176,11 @@ def _model(configuration: Config, options: argparse.Namespace) -> Model:
 
 @contextlib.contextmanager
 def _backend(options: argparse.Namespace, configuration: Config, model: Model) -> Iterator[Backend]:
-    socket = Path(configuration.engines.runtime_directory) / model.id.replace("/", "-") / "engine.sock"
+    socket = socket_path(configuration, model)
     if options.config is None:
         try:
             with demo(options.port) as pid:
-                yield Backend(f"http://127.0.0.1:{options.port}", ROOT / socket, options.policy, "", pid)
+                yield Backend(f"http://127.0.0.1:{options.port}", socket, options.policy, "", pid)
         except Failed as error:
             raise Unusable(str(error)) from error
         return
