@@ -9,6 +9,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_it_boots_and_answers_who_verified_it(tmp_path: Path) -> None:
         tell(f"SERVING after {time.monotonic() - machine.began:.0f} s")
         policy = tmp_path / "policy.toml"
         environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
-        command = [shutil.which("cloister") or "cloister", "policy", "init", "--upstream", url, "--out", str(policy)]
+        command = [sys.executable, "-m", "inference", "policy", "init", "--upstream", url, "--out", str(policy)]
         made = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert made.returncode == 0, made.stderr
         assert "simulated" in made.stderr
