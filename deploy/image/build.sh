@@ -105,7 +105,7 @@ root_hash=$(veritysetup format --hash-offset="$size" --salt="$salt" --uuid=00000
 say "4 of 5: kernel, initrd, command line"
 cp "$work/vmlinuz" "$work/initrd.img" "$work/packages.txt" "$out"
 line="console=ttyS0 panic=-1 oops=panic quiet loglevel=4 systemd.show_status=0 systemd.getty_auto=no"
-[ "$profile" = h100 ] && line+=" swiotlb=262144"
+[ "$profile" = h100 ] && line+=" swiotlb=524288"
 line+=" cloister.root=$root_hash:$size ${models[*]}"
 printf '%s' "${line% }" > "$out/cmdline"
 
