@@ -1,9 +1,9 @@
-"""`python -m benchmarks serve | compare | transfer | model`: what secrecy costs. benchmarks/README.md has the ways."""
+"""`python -m benchmarks COMMAND`: what secrecy costs, measured. benchmarks/README.md has the ways."""
 
 import argparse
 import sys
 
-from benchmarks import compare, model, serve, transfer
+from benchmarks import channel, compare, model, serve, transfer
 from benchmarks.errors import Unusable
 
 _COMMANDS = {
@@ -11,6 +11,7 @@ _COMMANDS = {
     "compare": (compare, "two runs, or two arms of one: a table and a report"),
     "transfer": (transfer, "copies to the GPU and back, small copies and launches"),
     "model": (model, "CC-On played by a synthetic engine: a model, not measurement"),
+    "channel": (channel, "the gateway alone: CPU per event and request, memory per stream, beside nginx and LiteLLM"),
 }
 
 

@@ -1,6 +1,6 @@
 """The gateway alone against a synthetic engine, and nginx with TLS and LiteLLM's proxy in front of the same one.
 
-    python -m benchmarks.channel [--quick] [--out FILE]
+    python -m benchmarks channel [--quick] [--out FILE]
 
 Figures are CPU of the one process that is measured (the kernel's part in it), so that they hold on a machine where load
 and engine share its cores; "per second and core" is their inverse. Arms alternate; intervals are 95 % bootstrap.
@@ -40,14 +40,14 @@ _LOADS = {
     "one by one, saturated": Load(64, 300, 0, 1),
     "together (16), saturated": Load(64, 800, 0, 16),
 }
-_SLOW = Load(16, 60, 0, 1)
-"""LiteLLM at the same loads would take minutes."""
+_SLOW_EVENTS = 48
+"""Of each of LiteLLM's streams: with as many as the others have, it would take minutes."""
 OHTTP = "OHTTP "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="two short repetitions, up to 1,000 streams")
-    parser.add_argument("--repetitions", type=int, help="of each measurement (default 7; 2 with --quick)")
+    parser.add_argument("--repetitions", type=int, help="of each measurement, at least 2 (default 7; 2 with --quick)")
     parser.add_argument("--peers", type=Path, default=Path("var/bench-peers"), help="benchmarks/peers.sh's folder")
     parser.add_argument("--out", type=Path, default=Path("var/bench/channel.json"), help="raw figures (JSON)")
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
-    repetitions = arguments.repetitions or (2 if arguments.quick else 7)
+    repetitions = max(2, arguments.repetitions or (2 if arguments.quick else 7))
     machine = _machine(arguments.peers)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -118,7 +118,7 @@ async def _once(arm: Arm, quick: bool) -> dict[str, float]:
     found = {}
     for name, load in _LOADS.items():
         if slow:
-            load = Load(_SLOW.streams, _SLOW.events, load.gap_ms, load.batch)
+            load = Load(load.streams, _SLOW_EVENTS, load.gap_ms, load.batch)
         elif quick:
             load = Load(load.streams, load.events // 4, load.gap_ms, load.batch)
         found[name], found[name + ", events/s of wall time"] = await measure.chunks(arm, load)
@@ -173,7 +173,8 @@ def _verdicts(raw: Raw, kems: dict[str, float]) -> list[str]:
                 a, b = raw[name][peer], raw[name][arm]
                 if peer == "LiteLLM":
                     a, b = b, a
-                ratio, (low, high) = _ratio(a, b), stats.interval(a, b, _ratio)
+                found = _ratio(a, b)
+                ratio, low, high = found.value, found.low, found.high
                 asked = ratio <= 3 if peer == "nginx TLS" else ratio >= 10
                 text = "over nginx TLS (at most 3)" if peer == "nginx TLS" else "of LiteLLM over it (at least 10)"
                 lines.append(_verdict(f"{arm}, {name}, CPU {text}: {ratio:.2f} [{low:.2f}, {high:.2f}]", asked))
@@ -188,9 +189,13 @@ def _verdict(text: str, met: bool) -> str:
     return f"{'met    ' if met else 'NOT MET'} {text}"
 
 
-def _ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """How many times `a`'s median `b`'s is."""
-    return _median(b) / _median(a)
+def _ratio(a: Sequence[float], b: Sequence[float]) -> stats.Estimate:
+    """How many times `a`'s median `b`'s is. Repetition i of both ran next to each other."""
+
+    def statistic(mine: Sequence[int], theirs: Sequence[int]) -> float:
+        return _median([b[place] for place in theirs]) / _median([a[place] for place in mine])
+
+    return stats.difference((len(a), len(b)), statistic, paired=len(a) == len(b))
 
 
 def _median(values: Sequence[float]) -> float:
@@ -198,8 +203,10 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float]) -> str:
-    low, high = stats.interval(values, values, lambda a, _: _median(a))
-    return f"{_median(values):,.1f} [{low:,.1f}, {high:,.1f}] n={len(values)}"
+    if len(values) == 1:
+        return f"{values[0]:,.1f} n=1"
+    found = stats.estimate(len(values), lambda picks: _median([values[place] for place in picks]))
+    return f"{found.value:,.1f} [{found.low:,.1f}, {found.high:,.1f}] n={len(values)}"
 
 
 def _machine(folder: Path) -> dict[str, Any]:

@@ -19,18 +19,37 @@ class Load:
     gap_ms: int
     batch: int
 
+    @property
+    def few(self) -> int:
+        """Events of the short answers: one write's, and at least a tenth of all."""
+        return max(self.batch, self.events // 10)
+
 
 async def chunks(arm: Arm, load: Load) -> tuple[float, float]:
-    """(CPU seconds of the arm's process per event, events per second of wall time). Openings are not counted."""
+    """(CPU seconds of the arm's process per event, events per second of wall time).
+
+    The slope between answers of all the events and of a few, so that what a request costs by itself is in neither.
+    """
     connections = await _connected(arm, load.streams)
-    requests = [arm.request(body(load.events, load.gap_ms, load.batch))[0] for _ in connections]
     try:
-        before, start = cpu(arm.pid), time.perf_counter()
-        await asyncio.gather(*map(_once, connections, requests))
-        used, wall = cpu(arm.pid) - before, time.perf_counter() - start
+        few, _ = await _streamed(arm, connections, load, load.few)
+        many, wall = await _streamed(arm, connections, load, load.events)
     finally:
         _close(connections)
-    return used / (load.streams * load.events), load.streams * load.events / wall
+    return slope(few, many, load), load.streams * load.events / wall
+
+
+def slope(few: float, many: float, load: Load) -> float:
+    """CPU seconds per event, from those of all streams with few and with all their events."""
+    return (many - few) / (load.streams * (load.events - load.few))
+
+
+async def _streamed(arm: Arm, connections: list[Connection], load: Load, events: int) -> tuple[float, float]:
+    """(CPU seconds, seconds of wall time) of one answer of so many events on each connection."""
+    requests = [arm.request(body(events, load.gap_ms, load.batch))[0] for _ in connections]
+    before, start = cpu(arm.pid), time.perf_counter()
+    await asyncio.gather(*map(_once, connections, requests))
+    return cpu(arm.pid) - before, time.perf_counter() - start
 
 
 async def opens(arm: Arm, requests: int, at_once: int) -> tuple[float, float]:

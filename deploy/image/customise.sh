@@ -14,7 +14,8 @@ cp "$wheels"/*.whl "$work"/*.whl "$root/wheels"
 cp -r "$work/source/deploy" "$root/src/deploy"
 export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels PIP_NO_COMPILE=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
-unset PIP_CERT
+# Of the machine that builds: another place in here.
+unset PIP_CERT PYTHON
 in_root python3 -m venv /opt/cloister/gateway
 sed 's/ --hash=.*//' "$project/deploy/requirements/gateway.txt" > "$root/src/gateway.txt"
 in_root /opt/cloister/gateway/bin/python -m pip install --quiet --no-deps -r /src/gateway.txt cloister
