@@ -59,6 +59,7 @@ class EngineAnswer(asyncio.Protocol):
         self._paused = False
         self._head_done = False
         self._complete = False
+        self._kept_alive = False
         self._lost = False
         self.status = 0
         self.fields: Fields = ()
@@ -135,7 +136,7 @@ class EngineAnswer(asyncio.Protocol):
             and not self._lost
             and self._transport is not None
             and not self._transport.is_closing()
-            and self._parser.should_keep_alive()
+            and self._kept_alive
         )
 
     def rest(self) -> None:
@@ -210,6 +211,8 @@ class EngineAnswer(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        # Asked here: afterwards the parser is at the next message, and always says no.
+        self._kept_alive = self._parser.should_keep_alive()
 
 
 class Engines:

@@ -44,11 +44,15 @@ USAGE = {"prompt_tokens": 21, "completion_tokens": 5, "prompt_tokens_details": {
 
 @dataclass
 class ScriptedEngine:
-    """Answers by the first message's words. `seen` holds what reached it, `aborted` counts clients that went away."""
+    """Answers by the first message's words. `seen` holds what reached it, `aborted` counts clients that went away.
+
+    `connections`: those that requests came on, in order.
+    """
 
     seen: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     aborted: int = 0
+    connections: list[asyncio.Transport | None] = field(default_factory=list)
 
     def app(self) -> web.Application:
         # Without this aiohttp does not tell a handler that its client is gone.
@@ -60,6 +64,7 @@ class ScriptedEngine:
         body = await request.json()
         self.seen.append((request.path, body))
         self.headers.append(dict(request.headers))
+        self.connections.append(request.transport)
         script = body["messages"][0]["content"] if body.get("messages") else ""
         if script == "error":
             return web.json_response({"error": {"message": "scripted", "type": "BadRequestError"}}, status=400)
@@ -117,6 +122,8 @@ class RunningGateway(Wire):
     reread: Callable[[], None]
     """Looks at the signed list of callers again."""
     telemetry: Telemetry
+    call: Callable[[Callable[[], None]], object]
+    """Has something called in the gateway's and the engine's thread."""
 
 
 def admission_of(config: Config) -> Admission:
@@ -215,6 +222,7 @@ def running_gateway(
         serving_task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
+        holder["call"] = asyncio.get_running_loop().call_soon_threadsafe
         holder["port"] = server.servers[0].sockets[0].getsockname()[1]
         started.set()
         await serving_task
@@ -227,7 +235,16 @@ def running_gateway(
     thread.start()
     assert started.wait(20)
     try:
-        yield RunningGateway(holder["port"], engine, keys, lifecycle, holder["sealed"], holder["reread"], telemetry)
+        yield RunningGateway(
+            holder["port"],
+            engine,
+            keys,
+            lifecycle,
+            holder["sealed"],
+            holder["reread"],
+            telemetry,
+            holder["call"],
+        )
     finally:
         holder["server"].should_exit = True
         holder["server"].force_exit = True

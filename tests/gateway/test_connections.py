@@ -233,3 +233,24 @@ def test_a_model_has_so_many_requests_and_tokens_at_a_time(tmp_path: Path) -> No
         assert sealed_chat(gateway, chat(max_tokens=500)).status == 503
         large.join()
         assert sealed_chat(gateway, chat(max_tokens=500)).status == 200
+
+
+def test_a_connection_to_the_engine_carries_one_request_after_another(tmp_path: Path) -> None:
+    """A new one costs as much as opening the seal."""
+    with running_gateway(parse(config_text(port=0, runtime=tmp_path).encode()), tmp_path) as gateway:
+        used = gateway.engine.connections
+        for more in ({}, {"stream": True}, {"stream": True, "events": 50}, {}):
+            assert sealed_chat(gateway, chat(**more)).status == 200
+        assert len(used) == 4
+        assert len(set(map(id, used))) == 1
+        # One that the engine broke off is not used again.
+        sealed_chat(gateway, chat(messages=[{"role": "user", "content": "die mid-answer"}]))
+        assert sealed_chat(gateway, chat()).status == 200
+        assert used[4] is used[0]
+        assert used[5] is not used[0]
+        # Nor one that it closed while it rested.
+        engine = used[5]
+        assert engine is not None
+        gateway.call(engine.close)
+        assert sealed_chat(gateway, chat()).status == 200
+        assert used[6] is not used[5]
