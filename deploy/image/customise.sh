@@ -29,6 +29,7 @@ for venv in gateway engine; do
     in_root "/opt/cloister/$venv/bin/python" -m pip uninstall --quiet --yes pip
     # pip notes where it found a wheel, and when.
     find "$root/opt/cloister/$venv" -name direct_url.json -delete
+    find "$root/opt/cloister/$venv" -name RECORD -exec sed -i '/direct_url\.json/d' {} +
     find "$root/opt/cloister/$venv" -name __pycache__ -prune -exec rm -r {} +
     # Some files in packages are of other versions of Python; they are left as they are.
     in_root python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash "/opt/cloister/$venv" > "$work/compile.log" || true

@@ -96,7 +96,8 @@ def test_a_body_that_comes_too_slowly_is_answered_and_cut(tight: RunningGateway)
         with contextlib.suppress(ConnectionError):
             while data := connection.recv(65_536):
                 said += data
-        assert 1.5 < time.monotonic() - started < 6
+        # Two seconds for the body, three for the client to read why, and a busy machine's own.
+        assert 1.5 < time.monotonic() - started < 12
         assert b" 408 " in said
     assert still_serves(tight)
 
