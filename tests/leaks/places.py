@@ -68,8 +68,10 @@ class WholeTree:
         roots = self.roots or [*everywhere, Path("/dev/shm")]
         hits: set[Hit] = set()
         count = 0
+        # A chroot that something else has open holds another /proc; processes are a place of their own.
+        kernels = [mount for mount in _mounts("proc", "sysfs") if mount not in (Path("/proc"), Path("/sys"))]
         for path in tree([root for root in roots if not root.is_symlink()], self.since):
-            if any(path.is_relative_to(other) for other in self.but):
+            if any(path.is_relative_to(other) for other in (*self.but, *kernels)):
                 continue
             count += 1
             try:
@@ -81,6 +83,16 @@ class WholeTree:
         if not count:
             raise NothingThere(self.name)
         return hits
+
+
+def _mounts(*kinds: str) -> list[Path]:
+    """Where file systems of these kinds are mounted (proc(5), mountinfo)."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] in kinds:
+            found.append(Path(before.split()[4]))
+    return found
 
 
 @dataclass
