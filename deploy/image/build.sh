@@ -116,8 +116,19 @@ objcopy --add-section .osrel="$work/os-release" --change-section-vma .osrel=0x20
     --add-section .initrd="$out/initrd.img" --change-section-vma .initrd=0x4000000 \
     "$stub" "$out/cloister.efi"
 "$python" - "$out" "$profile" "$root_hash" <<'PYTHON'
-import hashlib, json, os, sys
+import hashlib, json, os, struct, sys
 out, profile, root_hash = sys.argv[1:]
+# objcopy writes the time of the build into the PE header (TimeDateStamp, 8 behind the signature), and a checksum of all
+# (64 into the optional header), which firmware does not look at: 0 is none.
+with open(f"{out}/cloister.efi", "r+b") as file:
+    file.seek(0x3C)
+    header = struct.unpack("<I", file.read(4))[0]
+    file.seek(header)
+    assert file.read(4) == b"PE\0\0", "objcopy gave no PE file"
+    file.seek(header + 8)
+    file.write(struct.pack("<I", int(os.environ["SOURCE_DATE_EPOCH"])))
+    file.seek(header + 24 + 64)
+    file.write(bytes(4))
 files = {}
 for name in ("root.img", "vmlinuz", "initrd.img", "cmdline", "cloister.efi", "packages.txt"):
     with open(f"{out}/{name}", "rb") as file:
