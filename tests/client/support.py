@@ -153,18 +153,20 @@ class Fake:
 
     async def _answer(self, exchange: Exchange, request: InnerRequest, send: Any) -> None:
         started = False
-        self.writes = 0
+        # Counted for this answer: one that its client has left may still be writing.
+        written = 0
         async for head, data in self._writes(exchange, request):
             if not started:
                 await send({"type": "http.response.start", "status": head.status, "headers": list(head.headers)})
                 started = True
-            if self.stop_at is not None and self.writes >= self.stop_at:
+            if self.stop_at is not None and written >= self.stop_at:
                 if self.clean_stop:
                     await send({"type": "http.response.body", "body": b""})
                 return
             if self.change is not None:
-                data = self.change(self.writes, data)
-            self.writes += 1
+                data = self.change(written, data)
+            written += 1
+            self.writes = written
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
