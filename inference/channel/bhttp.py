@@ -64,7 +64,10 @@ Event = Head | Content | Trailers
 
 def field(fields: Fields, name: bytes) -> bytes | None:
     """The first value of the lower-case `name`."""
-    return next((value for key, value in fields if key == name), None)
+    for key, value in fields:
+        if key == name:
+            return value
+    return None
 
 
 def _with_length(data: bytes) -> bytes:

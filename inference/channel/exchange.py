@@ -215,6 +215,7 @@ class OhttpOpening:
         self._padding = padding
         self._limits = limits
         self._opener = ohttp.RequestOpener(media, keys, limits)
+        self._begun = _Begun(bhttp.Decoder("request", limits), [], 0)
         self.looked = False
         """Whether `fields` was of use, or cannot be any more."""
 
@@ -227,10 +228,13 @@ class OhttpOpening:
         if self.looked or not (opened := self._opener.opened):
             return None
         self.looked = True
+        decoder = self._begun.decoder
         try:
-            events = bhttp.Decoder("request", self._limits).feed(opened)
+            events = decoder.feed(opened)
         except ChannelError:
+            self._begun = _Begun(bhttp.Decoder("request", self._limits), [], 0)
             return None  # Told inside the seal, once the message is open.
+        self._begun = _Begun(decoder, events, len(opened))
         return events[0].fields if events and isinstance(events[0], RequestHead) else None
 
     def open(self) -> Exchange:
@@ -243,9 +247,16 @@ class OhttpOpening:
 
     def _exchange(self, message: bytes, sealer: ohttp.ResponseSealer) -> Exchange:
         configuration = self._opener.configuration
-        return _OhttpExchange(
-            self._media, message, sealer, self._opener.enc, configuration, self._padding, self._limits
-        )
+        return _OhttpExchange(self._media, message, sealer, self._opener.enc, configuration, self._padding, self._begun)
+
+
+@dataclass(frozen=True, repr=False)
+class _Begun:
+    """A message of which the decoder has had the first bytes, `length` of them."""
+
+    decoder: bhttp.Decoder
+    events: list[bhttp.Event]
+    length: int
 
 
 class _OhttpExchange(Exchange):
@@ -259,7 +270,7 @@ class _OhttpExchange(Exchange):
         enc: bytes,
         key_configuration: KeyConfiguration,
         padding: Shape,
-        limits: Limits,
+        begun: _Begun,
     ) -> None:
         super().__init__(padding)
         self.enc = enc
@@ -269,11 +280,17 @@ class _OhttpExchange(Exchange):
         self.can_stream = media.chunked
         self._media = media
         self._sealer = sealer
-        self._limits = limits
+        self._begun = begun
+        self._request: InnerRequest | None = None
 
     def request(self) -> InnerRequest:
-        decoder = bhttp.Decoder("request", self._limits)
-        events = decoder.feed(self.message) + decoder.finish()
+        if self._request is None:
+            self._request = self._decode()
+        return self._request
+
+    def _decode(self) -> InnerRequest:
+        begun = self._begun
+        events = begun.events + begun.decoder.feed(self.message[begun.length :]) + begun.decoder.finish()
         head = events[0] if events else None
         if not isinstance(head, RequestHead):
             raise MalformedMessage("the message has no head")

@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -237,6 +238,7 @@ class Suite:
         return self.kem.to_bytes(2, "big") + self.kdf.to_bytes(2, "big") + self.aead.to_bytes(2, "big")
 
     @classmethod
+    @lru_cache(32)
     def from_wire(cls, data: bytes) -> "Suite":
         """From 6 bytes. Raises `UnknownKey` for an algorithm that is not offered here."""
         if len(data) != 6:
@@ -284,14 +286,19 @@ class Sequence:
         return f"{type(self).__name__}(...)"
 
 
+@lru_cache(256)
+def _schedule_context(suite_id: bytes, info: bytes) -> bytes:
+    # All of it public, and the same for every request to a key.
+    psk_id_hash = _labeled_extract(suite_id, b"", b"psk_id_hash", b"")
+    return _MODE_BASE + psk_id_hash + _labeled_extract(suite_id, b"", b"info_hash", info)
+
+
 class Context(Sequence):
     """An HPKE context: `Sequence` and export (RFC 9180, 5.2 and 5.3). Used in one direction only."""
 
     def __init__(self, suite: Suite, shared_secret: bytes, info: bytes) -> None:
         self._suite_id = suite_id = b"HPKE" + suite.wire
-        psk_id_hash = _labeled_extract(suite_id, b"", b"psk_id_hash", b"")
-        info_hash = _labeled_extract(suite_id, b"", b"info_hash", info)
-        schedule = _MODE_BASE + psk_id_hash + info_hash
+        schedule = _schedule_context(suite_id, info)
         secret = _labeled_extract(suite_id, shared_secret, b"secret", b"")
         self._exporter = _labeled_expand(suite_id, secret, b"exp", schedule, HASH_LENGTH)
         key = _labeled_expand(suite_id, secret, b"key", schedule, key_length(suite.aead))

@@ -33,6 +33,8 @@ _DIGITS = 10
 """Of the longest number that is hidden."""
 _LIMIT = 8192
 _PART = re.compile(rb"[A-Za-z0-9_-]+")
+# `json.dumps` makes one anew in each call with options.
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class Receipt:
 
     def sign(self, key: Ed25519PrivateKey) -> bytes:
         """The compact JWS. Its length does not depend on the numbers of tokens."""
-        head = _text({"alg": "EdDSA", "typ": _TYPE})
         payload = self._payload()
         # JSON takes spaces behind it, and the length of a trailer is on the wire: the digits of a count must not be.
         numbers = (
@@ -75,7 +76,7 @@ class Receipt:
         )
         length = len(payload) - len(numbers) + 3 * _DIGITS + len("false")
         payload += b" " * (-(-length // _STEP) * _STEP - len(payload))
-        signed = _encode(head) + b"." + _encode(payload)
+        signed = _HEAD + b"." + _encode(payload)
         return signed + b"." + _encode(key.sign(signed))
 
     def _payload(self) -> bytes:
@@ -177,7 +178,7 @@ def _document(data: bytes) -> dict[str, Any]:
 
 
 def _text(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
+    return _ENCODER.encode(document).encode()
 
 
 def _encode(data: bytes) -> bytes:
@@ -193,3 +194,6 @@ def _decode(part: bytes) -> bytes:
     if _encode(found) != part:
         raise MalformedMessage("the receipt is not canonical base64url")
     return found
+
+
+_HEAD = _encode(_text({"alg": "EdDSA", "typ": _TYPE}))

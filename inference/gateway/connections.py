@@ -63,6 +63,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_since: float | None = None
         self._stalled_since: float | None = None
         self._head_size = 0
+        self._lines_size = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self.guard.enter(self):
@@ -93,12 +94,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
         limits = self.guard.limits
-        if len(self.headers) > limits.head_lines or sum(len(k) + len(v) for k, v in self.headers) > limits.head:
+        self._lines_size += len(name) + len(value)
+        if len(self.headers) > limits.head_lines or self._lines_size > limits.head:
             self._cut()
 
     def on_headers_complete(self) -> None:
         self._head_since = None
-        self._head_size = 0
+        self._head_size = self._lines_size = 0
         self._body_since = self.loop.time()
         if not self.transport.is_closing():
             super().on_headers_complete()

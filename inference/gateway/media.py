@@ -28,6 +28,7 @@ _OTHER_MEDIA = frozenset(
         *("image_pil", "input_audio", "video_embeds", "video_url"),
     }
 )
+_TEXT = frozenset({"role", "content"})
 _TYPES = frozenset({"image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif"})
 _DATA_URL = re.compile(r"data:([^;,]*);base64,", re.IGNORECASE)
 _TOKENS = 256
@@ -147,6 +148,8 @@ def _slots(value: Any, place: str) -> Iterator[_Slot]:
     """Media anywhere in messages: OpenAI's parts, and Anthropic's `source`."""
     if isinstance(value, list):
         for i, item in enumerate(value):
+            if _is_text(item):
+                continue
             yield from _slots(item, f"{place}[{i}]")
     elif isinstance(value, dict):
         for name, item in value.items():
@@ -169,6 +172,11 @@ def _slots(value: Any, place: str) -> Iterator[_Slot]:
                 yield from _slots(item, where)
 
 
+def _is_text(item: Any) -> bool:
+    """Whether it is a message of text only, as nearly all are: there is nothing in it to look for."""
+    return isinstance(item, dict) and item.keys() == _TEXT and all(isinstance(value, str) for value in item.values())
+
+
 def _named_parts(body: Mapping[str, Any]) -> Iterator[str]:
     """Content parts with a `uuid`: vLLM 0.32 takes it as the key of its media cache, with or without the media."""
     for name in ("messages", "input"):
@@ -176,7 +184,7 @@ def _named_parts(body: Mapping[str, Any]) -> Iterator[str]:
         while stack:
             value, place = stack.pop()
             if isinstance(value, list):
-                stack += [(item, f"{place}[{i}]") for i, item in enumerate(value)]
+                stack += [(item, f"{place}[{i}]") for i, item in enumerate(value) if not _is_text(item)]
             elif isinstance(value, dict):
                 if value.get("uuid") is not None:
                     yield f"{place}.uuid"

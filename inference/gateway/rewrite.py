@@ -40,6 +40,15 @@ _USAGE_ON_REQUEST = frozenset({"/v1/chat/completions", "/v1/completions"})
 _USUAL_ANSWER = 1024
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+# `json.loads` and `json.dumps` make these anew in each call with options.
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 class CacheSalts:
     """Who may share computed prefixes: nobody, unless a client names a domain, and then only under the same API key.
 
@@ -65,7 +74,7 @@ def parse(body: bytes) -> dict[str, Any]:
     if sum(map(body.count, (b",", b"[", b"{"))) > LIMITS.values:
         raise Refused(Refusal(413, f"The body has more than {LIMITS.values:,} values.", "too_many_values"))
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -98,7 +107,8 @@ def check_sizes(body: Mapping[str, Any]) -> None:
         # A list of numbers is one text.
         if isinstance(value, list) and len(value) > limit and not isinstance(value[0], int):
             raise _too_many(name, limit)
-    if len(json.dumps(body.get("chat_template_kwargs"))) > LIMITS.template_values:
+    values = body.get("chat_template_kwargs")
+    if values is not None and len(json.dumps(values)) > LIMITS.template_values:
         raise _too_many("chat_template_kwargs", LIMITS.template_values)
 
 
@@ -165,16 +175,12 @@ def for_engine(body: dict[str, Any], salt: str) -> tuple[bytes, int]:
 
 def _for_engine(body: dict[str, Any], salt: str) -> tuple[bytes, int]:
     check_sizes(body)
-    for name, reason in REFUSED.items():
-        if body.get(name):
-            raise Refused(Refusal(400, f'"{name}" is not taken here: {reason}.', "unsupported_field", name))
+    for name, value in body.items():
+        if value and name in REFUSED:
+            raise Refused(Refusal(400, f'"{name}" is not taken here: {REFUSED[name]}.', "unsupported_field", name))
     found = media.admit(body, salt)
     changed = {**body, "cache_salt": salt}
     if body.get("store"):
         changed["store"] = False
-    written = json.dumps(changed, separators=(",", ":"), allow_nan=False).encode()
+    written = _ENCODER.encode(changed).encode()
     return written, (len(written) - found.characters) // 4 + found.tokens
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")

@@ -7,9 +7,10 @@ way leaves together.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -116,17 +117,10 @@ class SealedService:
             return
         if exchange.cells is not None:
             send = Paced(send, exchange.cells)
-        # Two tasks: a client that goes away ends the answer, and with it the generation, at once.
-        answering = asyncio.ensure_future(
-            self._answer(exchange, send) if refused is None else self._refuse(exchange, refused, send)
-        )
-        leaving = asyncio.ensure_future(_disconnect(receive))
         try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            answering.cancel()
-            leaving.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            await _while_there(receive, self._answer(exchange, refused, send))
+        except Exception as error:
+            _log.error("refusing failed: %(kind)s", {"kind": type(error).__name__})
 
     async def _receive(self, receive: Receive, opening: Opening) -> Refusal | None:
         """The whole request. What all that are arriving hold together is bounded: each alone may be large and slow.
@@ -181,9 +175,11 @@ class SealedService:
             return failures.TOO_MANY_TO_REMEMBER
         return None
 
-    async def _answer(self, exchange: Exchange, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, refused: Refusal | None, send: Send) -> None:
         """Everything after the opening; every error from here on is sealed."""
         try:
+            if refused is not None:
+                raise Refused(refused)
             asked = self._ask(exchange)
             if isinstance(asked, bytes):
                 await _whole(send, exchange.answer(200, _JSON, asked, self._notary.closing(exchange, 200)))
@@ -193,8 +189,8 @@ class SealedService:
             finally:
                 if asked.hold is not None:
                     asked.hold.end()
-        except Refused as refused:
-            await self._refuse(exchange, refused.refusal, send)
+        except Refused as error:
+            await self._refuse(exchange, error.refusal, send)
         except Exception as error:
             # The type's name only: a message could quote content. An answer that has begun stays without its
             # authenticated end, so the client takes it as cut.
@@ -336,9 +332,28 @@ def _date(exchange: Exchange) -> float | None:
         return None
 
 
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _while_there(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
+    """Runs `answer`. A client that goes away ends it, and with it the generation, at once."""
+    mine = asyncio.current_task()
+    gone = False
+
+    async def leave() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if mine is not None:
+            mine.cancel()
+
+    leaving = asyncio.ensure_future(leave())
+    try:
+        await answer
+    except asyncio.CancelledError:
+        # Not the client's going only, but the server's end, too: that one goes on.
+        if not gone or mine is None or mine.uncancel():
+            raise
+    finally:
+        leaving.cancel()
 
 
 async def _read_whole(answer: EngineAnswer) -> bytes:

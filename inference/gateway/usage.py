@@ -100,6 +100,9 @@ class StreamUsage:
     def _read(self, data: bytes) -> bytes:
         kept = []
         for event in data.split(_EVENT_END)[:-1]:
+            if _NAMED not in event:
+                kept.append(event + _EVENT_END)
+                continue
             line = next((line for line in event.split(b"\n") if line.startswith(_DATA)), b"")
             try:
                 document = json.loads(line[len(_DATA) :])

@@ -87,7 +87,7 @@ class ScriptedEngine:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Engine": "1"})
         await response.prepare(request)
         for i in range(body.get("events", 3)):
-            await response.write(event(i))
+            await self._wait_for_abort(response.write(event(i)))
             await self._wait_for_abort(asyncio.sleep(body.get("gap", 0)))
             if script == "die mid-stream" and i == 1:
                 assert request.transport is not None
@@ -101,7 +101,7 @@ class ScriptedEngine:
     async def _wait_for_abort(self, waiting: Any) -> None:
         try:
             await waiting
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
             raise
 
