@@ -5,6 +5,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -93,21 +94,22 @@ class Arms:
         """The generator's, where the arm has one."""
         if arm.client != VLLM:
             return None
-        return self._load.flags(level, requests, seed, self._urls[arm.name])
+        return self._load.flags(level, requests, seed, self._urls[arm.name], _salt())
 
     def run(self, arm: Arm, level: Level, requests: int, seed: int) -> tuple[list[Request], float, float | None]:
         """One load: its requests, its wall time, and the gateway's CPU time (None where unknown), in seconds."""
         assert self._generator is not None
         pid = self._pids.get(arm.name, self._backend.gateway)
         if arm.client == VLLM:
-            flags = self._load.flags(level, requests, seed, self._urls[arm.name])
+            flags = self._load.flags(level, requests, seed, self._urls[arm.name], _salt())
             before = _cpu(pid)
             found, wall = self._generator.load(flags)
         else:
             path = load.PATH if self._load.task == "chat" else load.EMBEDDINGS
             # The same words as the generator's, so that the two clients can be compared.
             prompts = self._generator.prompts(self._load.flags(level, requests, seed))
-            bodies = [load.body(path, self._load.model, prompt, self._load.output_tokens) for prompt in prompts]
+            model, tokens, salt = self._load.model, self._load.output_tokens, _salt()
+            bodies = [load.body(path, model, prompt, tokens, salt) for prompt in prompts]
             before = _cpu(pid)
             samples, wall = asyncio.run(self._own(arm, path, bodies, level, seed))
             found = [request(sample) for sample in samples]
@@ -133,6 +135,12 @@ class Arms:
             return await load.poisson(client, bodies, level.value, seed)
         finally:
             await client.close()
+
+
+def _salt() -> str:
+    """Of one load. Every arm asks the same words, and only the gateway salts what it is asked: without this, of two
+    plaintext arms the second would find its prompts in the engine's cache."""
+    return secrets.token_hex(16)
 
 
 def _cpu(pid: int | None) -> float | None:

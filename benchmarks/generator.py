@@ -27,14 +27,15 @@ class Load:
     prompt_tokens: int
     output_tokens: int
 
-    def flags(self, level: Level, requests: int, seed: int, url: str = "http://unused") -> list[str]:
-        """Of `vllm bench serve`; all of them are kept in the run file."""
+    def flags(self, level: Level, requests: int, seed: int, url: str = "http://unused", salt: str = "") -> list[str]:
+        """Of `vllm bench serve`; all of them are kept in the run file. `salt`: see `load.body`."""
         backend, endpoint = _TASKS[self.task]
         flags = ["--backend", backend, "--endpoint", endpoint, "--base-url", url]
         flags += ["--model", self.model, "--tokenizer", self.tokenizer]
         flags += ["--dataset-name", "random", "--input-len", str(self.prompt_tokens)]
         flags += ["--output-len", str(self.output_tokens), "--num-prompts", str(requests), "--seed", str(seed)]
         flags += ["--temperature", "0"] if self.task == "chat" else []
+        flags += ["--extra-body", json.dumps({"cache_salt": salt})] if self.task == "chat" and salt else []
         flags += ["--max-concurrency", f"{level.value:.0f}"] if level.kind == "closed" else []
         flags += ["--request-rate", f"{level.value:g}"] if level.kind == "poisson" else []
         # The warm-up is a load of its own, and a test request would be one more than the other arms get.

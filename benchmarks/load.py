@@ -225,8 +225,11 @@ class Ehbp:
         await self._session.close()
 
 
-def body(path: str, model: str, prompt: str, tokens: int) -> bytes:
-    """A request as `vllm bench serve` makes it; `ignore_eos` makes every answer equally long."""
+def body(path: str, model: str, prompt: str, tokens: int, salt: str = "") -> bytes:
+    """A request as `vllm bench serve` makes it; `ignore_eos` makes every answer equally long.
+
+    `salt`: of vLLM's cache of prefixes, so that a chat is computed anew. The gateway puts its own in its place.
+    """
     if path == EMBEDDINGS:
         return json.dumps({"model": model, "input": prompt, "truncate_prompt_tokens": -1}).encode()
     content = [{"type": "text", "text": prompt}]
@@ -239,6 +242,7 @@ def body(path: str, model: str, prompt: str, tokens: int) -> bytes:
             "temperature": 0,
             "max_completion_tokens": tokens,
             "ignore_eos": True,
+            **({"cache_salt": salt} if salt else {}),
         }
     ).encode()
 

@@ -214,7 +214,7 @@ def _measured(
         for place, level in enumerate(levels):
             requests = _requests(options, level)
             for index in range(-1, options.repetitions):
-                # Prompts are the same for all arms, and new in each repetition: no prefix is found in a cache.
+                # Prompts are the same for all arms, and new in each repetition.
                 seed = options.seed + 1000 * place + index + 1
                 for arm in chosen if index % 2 == 0 else chosen[::-1]:
                     bar.set_postfix_str(f"{level}, {arm.name}" + (", warm-up" if index < 0 else ""))

@@ -1,6 +1,7 @@
 """A real, small run against the running backend with real vLLM: every kind of arm, and vLLM's own load generator."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from benchmarks import runfile
 from benchmarks.serve import KEY_VARIABLE
 from tests.conftest import ROOT, RunningBackend
+from tests.system.test_answers import ask_engine
 
-ARMS = ("direct", "ohttp", "own-ehbp", "own-shape-constant")
+ARMS = ("direct", "own-direct", "ohttp", "own-ehbp", "own-shape-constant")
 
 
 def serve(backend: RunningBackend, *options: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -20,8 +22,15 @@ def serve(backend: RunningBackend, *options: str, key: str | None = None) -> sub
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
 
 
+def prefix_hits(backend: RunningBackend) -> float:
+    """Tokens that the engine found in its cache of prefixes, by its own counter."""
+    page = ask_engine(backend.sockets[backend.llama], "GET", "/metrics").decode()
+    return sum(float(value) for value in re.findall(r"(?m)^vllm:prefix_cache_hits_total\{.*\} (\S+)$", page))
+
+
 def test_a_run_through_all_kinds_of_arms(backend: RunningBackend, tmp_path: Path) -> None:
     out = tmp_path / "run.json"
+    hits = prefix_hits(backend)
     done = serve(
         backend,
         "--arms",
@@ -29,7 +38,7 @@ def test_a_run_through_all_kinds_of_arms(backend: RunningBackend, tmp_path: Path
         "--output-tokens",
         "12",
         "--prompt-tokens",
-        "16",
+        "160",
         "--ttft-ms",
         "5000",
         "--out",
@@ -50,6 +59,7 @@ def test_a_run_through_all_kinds_of_arms(backend: RunningBackend, tmp_path: Path
             # those behind padding, and one or two are left of twelve.
             gaps = [len(request.gaps_s) for item in cell for request in item.requests]
             assert sum(gaps) / len(gaps) > 8, arm
+    assert prefix_hits(backend) == hits, "an arm found the prompts of one before it in the engine's cache"
     # The same words in every arm.
     prompts = {tuple(sorted(r.prompt_tokens for r in item.requests)) for item in run.repetitions if item.index == 0}
     assert len(prompts) <= 2 * len(run.levels)
