@@ -1,10 +1,12 @@
 """The run file: everything that a second person needs to judge a run, and each request's own times.
 
 JSON after run.schema.json, which is checked on writing and on reading. What a machine does not have is `null` with the
-reason beside it, never left out.
+reason beside it, never left out. A name that ends with .gz is compressed.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -162,7 +164,8 @@ class Run:
             # Readable above, one repetition a line below: diffs stay small, and so does the file.
             head = json.dumps({**content, "repetitions": []}, indent=1)
             lines = ",\n".join(json.dumps(item, separators=(",", ":")) for item in content["repetitions"])
-            path.write_text(head.removesuffix("[]\n}") + f"[\n{lines}\n]\n}}\n")
+            text = head.removesuffix("[]\n}") + f"[\n{lines}\n]\n}}\n"
+            path.write_bytes(gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode())
         except OSError as error:
             raise Unusable(f"{path} cannot be written: {error.strerror}") from error
 
@@ -170,9 +173,11 @@ class Run:
 def load(path: Path) -> Run:
     """Raises `Unusable` where the file is no run."""
     try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+        data = path.read_bytes()
+        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no gzip file"
+        raise Unusable(f"{path} cannot be read: {reason}") from error
     except ValueError as error:
         raise Unusable(f"{path} is not JSON: {error}") from error
     _check(content, str(path))

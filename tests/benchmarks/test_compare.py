@@ -95,14 +95,24 @@ def test_other_levels_are_refused(off: Run, on: Run) -> None:
         compare.between(off, fewer)
 
 
-def test_a_run_file_comes_back_as_it_was(on: Run, tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "run.json"
+@pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
+def test_a_run_file_comes_back_as_it_was(on: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "folder" / name
     on.save(path)
     again = runfile.load(path)
     assert again.head == on.head
     assert len(again.repetitions) == len(on.repetitions)
     assert again.repetitions[5].requests[3].ttft_s == pytest.approx(on.repetitions[5].requests[3].ttft_s, abs=1e-6)
     summary.table(again)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 200])
+def test_a_file_that_was_cut_is_told(on: Run, tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "run.json.gz"
+    on.save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(Unusable, match=r"run\.json\.gz"):
+        runfile.load(path)
 
 
 @pytest.mark.parametrize("name", ["machine", "label", "repetitions", "software"])
@@ -154,7 +164,7 @@ def test_the_report_stands_alone(off: Run, on: Run, tmp_path: Path) -> None:
 
 
 def test_kept_results_are_runs() -> None:
-    kept = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    kept = sorted((ROOT / "benchmarks" / "results").glob("*.json*"))
     assert kept
     for path in kept:
         found = runfile.load(path)
