@@ -13,7 +13,8 @@ A list is TOML:
     expires = 2027-01-01T00:00:00Z        # a time with a zone
 
 and beside it `<file>.sig`, the Ed25519 signature in hexadecimal over `SIGNED` and the file's bytes. The key that has to
-have signed it is in the measured configuration: the host, who holds the disk, cannot add a caller.
+have signed it is in the measured configuration: the host, who holds the disk, cannot add a caller. Both can be on a raw
+disk (`callers_disk`).
 """
 
 import datetime
@@ -24,7 +25,8 @@ import math
 import os
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -33,12 +35,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from inference import callers_disk
 from inference.channel.bhttp import Fields
 from inference.channel.bhttp import field as field_of
 from inference.gateway.failures import BAD_KEY, Refusal, Refused
 
 SIGNED = b"cloister callers v1\0"
-_LARGEST = 4 << 20
 _log = logging.getLogger("cloister.callers")
 
 
@@ -93,7 +95,7 @@ class CallerList(BaseModel):
     def load(cls, path: Path, signed_by: bytes) -> "CallerList":
         """A signed list. Raises `CallersError`."""
         try:
-            data, signature = _read(path), _read(path.with_name(path.name + ".sig")).decode().strip()
+            data, signature = _contents(path)
         except (OSError, UnicodeDecodeError) as error:
             raise CallersError(f"it or its .sig cannot be read ({type(error).__name__})") from error
         try:
@@ -300,19 +302,43 @@ class SignedFile:
             try:
                 about = path.stat()
                 found.append((about.st_ino, about.st_size, about.st_mtime_ns))
+                if stat.S_ISBLK(about.st_mode):
+                    with _opened(path) as descriptor:
+                        found.append(callers_disk.head(descriptor))
             except OSError:
                 found.append(None)
         return tuple(found)
 
 
-def _read(path: Path) -> bytes:
-    """A regular file of at most `_LARGEST` bytes: a pipe in its place would never end. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("not a regular file")
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
+def _contents(path: Path) -> tuple[bytes, str]:
+    """A list and its signature: from a file and its `.sig`, or from a disk. Raises `OSError`, `UnicodeDecodeError`."""
+    with _opened(path) as descriptor:
+        found = callers_disk.unpack(descriptor)
+        if found is not None:
+            return found
+        data = _read(descriptor)
+    with _opened(path.with_name(path.name + ".sig")) as descriptor:
+        return data, _read(descriptor).decode().strip()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A regular file or a block device: a pipe in its place would never end."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    kind = path.stat().st_mode
+    descriptor = os.open(path, flags | (os.O_DIRECT if stat.S_ISBLK(kind) else 0))
+    try:
+        if stat.S_IFMT(os.fstat(descriptor).st_mode) not in (stat.S_IFREG, stat.S_IFBLK):
+            raise OSError("neither a file nor a disk")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        data = file.read(callers_disk.LARGEST + 1)
+    if len(data) > callers_disk.LARGEST:
         raise OSError("too large")
     return data
 

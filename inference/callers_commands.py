@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from inference import callers_disk
 from inference.callers import SIGNED, CallerList, CallersError, expires_text
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -69,6 +70,26 @@ def sign(path: Path, key_path: Path) -> None:
     made.write_text(held.sign(SIGNED + data).hex() + "\n")
     made.replace(signature)
     click.echo(f"{signature}: serial {found.serial}, {len(found.caller)} callers")
+
+
+@callers.command()
+@click.argument("path", type=_FILE)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The disk's image.")
+def disk(path: Path, out: Path) -> None:
+    """Put the signed list PATH on a raw disk, for the virtual machine's image.
+
+    An image that is there is written in place, so that a running machine sees it.
+    """
+    try:
+        made = callers_disk.pack(path.read_bytes(), path.with_name(path.name + ".sig").read_text().strip())
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path}: {error}; `cloister callers sign` comes first") from error
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(descriptor)
+    click.echo(f"{out}: {len(made):,} bytes; attach it read-only, as the disk with serial number callers")
 
 
 @callers.command()

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import ssl
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -12,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import httpx2
 import pytest
 
+from attestation.policy import Policy
+from inference.client.transport import CloisterTransport
 from tests.conftest import free_port
 from tests.support import ROOT
 
@@ -75,16 +80,18 @@ def running(
     append: str | None = None,
     efi: bool = False,
     memory: int = 10240,
+    image: Path = IMAGE,
 ) -> Iterator[Machine]:
     """Starts it; kills it at the end. `efi`: through the firmware, from the one EFI program. `memory`: in MiB."""
     port = free_port()
     console = folder / "console.log"
-    boot = ["-kernel", str(IMAGE / "cloister.efi")] if efi else ["-kernel", str(IMAGE / "vmlinuz")]
+    boot = ["-kernel", str(image / "cloister.efi")] if efi else ["-kernel", str(image / "vmlinuz")]
     if efi:
         boot += ["-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}"]
     else:
-        boot += ["-initrd", str(IMAGE / "initrd.img"), "-append", command_line() if append is None else append]
-    for name, path in ({"root": IMAGE / "root.img", **models()} if disks is None else disks).items():
+        line = (image / "cmdline").read_text() if append is None else append
+        boot += ["-initrd", str(image / "initrd.img"), "-append", line]
+    for name, path in ({"root": image / "root.img", **models()} if disks is None else disks).items():
         boot += ["-drive", f"if=none,id={name},file={path},format=raw,readonly=on"]
         boot += ["-device", f"virtio-blk-pci,drive={name},serial={name}"]
     command = [
@@ -129,3 +136,40 @@ def ready(url: str, context: object) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def serving(machine: Machine, folder: Path, seconds: float) -> tuple[str, Path, ssl.SSLContext]:
+    """Its URL, its certificate's file and a context that trusts it, once it serves."""
+    url = f"https://localhost:{machine.port}"
+    # TLS carries the seal and is not relied upon: its key is checked against the evidence by whoever wants to.
+    certificate = folder / "certificate.pem"
+    while not certificate.exists():
+        try:
+            found = ssl.get_server_certificate(("127.0.0.1", machine.port), timeout=60)
+        except OSError:
+            _wait(machine, seconds)
+        else:
+            certificate.write_text(found)
+    tell(f"the gateway is up after {time.monotonic() - machine.began:.0f} s")
+    context = ssl.create_default_context(cafile=str(certificate))
+    while not ready(url, context):
+        _wait(machine, seconds)
+    tell(f"SERVING after {time.monotonic() - machine.began:.0f} s")
+    return url, certificate, context
+
+
+def _wait(machine: Machine, seconds: float) -> None:
+    assert machine.process.poll() is None, machine.said()[-3000:]
+    assert time.monotonic() - machine.began < seconds, machine.said()[-3000:]
+    time.sleep(2)
+
+
+def attested(url: str, certificate: Path, context: ssl.SSLContext, folder: Path) -> CloisterTransport:
+    """What seals to this machine alone: a policy of what it shows now, made with the command that a client has."""
+    policy = folder / "policy.toml"
+    environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
+    command = [sys.executable, "-m", "inference", "policy", "init", "--upstream", url, "--out", str(policy)]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert "simulated" in made.stderr
+    return CloisterTransport(upstream=url, policy=Policy.from_toml(policy), inner=httpx2.HTTPTransport(verify=context))

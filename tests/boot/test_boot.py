@@ -8,21 +8,26 @@ import json
 import os
 import re
 import shutil
-import ssl
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx2
 import openai
 import pytest
 
-from attestation.policy import Policy
-from inference.client.transport import CloisterTransport
-from tests.boot.machine import FIRMWARE, IMAGE, command_line, data_size, flipped, models, ready, running, tell
+from tests.boot.machine import (
+    FIRMWARE,
+    IMAGE,
+    attested,
+    command_line,
+    data_size,
+    flipped,
+    models,
+    running,
+    serving,
+    tell,
+)
 from tests.client.test_sdks import FAQ
 
 if os.environ.get("CLOISTER_BOOT_TEST") != "1":
@@ -41,33 +46,8 @@ INIT = 180.0
 def test_it_boots_and_answers_who_verified_it(tmp_path: Path) -> None:
     with running(tmp_path) as machine:
         tell(f"\nthe root and the models are open after {machine.until('e5 is open', INIT):.0f} s")
-        url = f"https://localhost:{machine.port}"
-        # TLS carries the seal and is not relied upon: its key is checked against the evidence by whoever wants to.
-        certificate = tmp_path / "certificate.pem"
-        while True:
-            try:
-                certificate.write_text(ssl.get_server_certificate(("127.0.0.1", machine.port), timeout=60))
-                break
-            except OSError:
-                assert machine.process.poll() is None, machine.said()[-3000:]
-                assert time.monotonic() - machine.began < SERVING, machine.said()[-3000:]
-                time.sleep(2)
-        tell(f"the gateway is up after {time.monotonic() - machine.began:.0f} s")
-        context = ssl.create_default_context(cafile=str(certificate))
-        while not ready(url, context):
-            assert machine.process.poll() is None, machine.said()[-3000:]
-            assert time.monotonic() - machine.began < SERVING, machine.said()[-3000:]
-            time.sleep(2)
-        tell(f"SERVING after {time.monotonic() - machine.began:.0f} s")
-        policy = tmp_path / "policy.toml"
-        environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
-        command = [sys.executable, "-m", "inference", "policy", "init", "--upstream", url, "--out", str(policy)]
-        made = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert made.returncode == 0, made.stderr
-        assert "simulated" in made.stderr
-        transport = CloisterTransport(
-            upstream=url, policy=Policy.from_toml(policy), inner=httpx2.HTTPTransport(verify=context)
-        )
+        url, certificate, context = serving(machine, tmp_path, SERVING)
+        transport = attested(url, certificate, context, tmp_path)
         http = openai.DefaultHttpxClient(transport=transport)
         with openai.OpenAI(api_key="none", base_url=f"{url}/v1", http_client=http, timeout=900) as client:
             began = time.monotonic()

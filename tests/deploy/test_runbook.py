@@ -37,11 +37,12 @@ def commands() -> list[str]:
 
 def test_what_can_run_here_runs(folder: Path) -> None:
     said = [run(folder, block) for block in blocks(RUNBOOK)]
-    assert len(said) == 3
+    assert len(said) == 4
     assert "wrong" not in said[0]
     assert "current  0.1.0" in said[1]
     assert "release = { file" in (folder / "policy.toml").read_text()
     assert "hospital-a" in said[2]
+    assert b"hospital-a" in (folder / "callers.img").read_bytes()
 
 
 @pytest.mark.parametrize("line", commands())
