@@ -97,7 +97,9 @@ class CallerList(BaseModel):
         try:
             data, signature = _contents(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise CallersError(f"it or its .sig cannot be read ({type(error).__name__})") from error
+            # Of ours, without a number, the text; it has no content.
+            ours = isinstance(error, OSError) and error.errno is None
+            raise CallersError(f"it or its .sig cannot be read ({error if ours else type(error).__name__})") from error
         try:
             Ed25519PublicKey.from_public_bytes(signed_by).verify(bytes.fromhex(signature), SIGNED + data)
         except (InvalidSignature, ValueError) as error:

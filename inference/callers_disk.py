@@ -10,6 +10,7 @@ at again.
 import mmap
 import os
 import re
+import stat
 
 HEADER = 4096
 LARGEST = 4 << 20
@@ -33,9 +34,11 @@ def head(descriptor: int) -> bytes | None:
 
 
 def unpack(descriptor: int) -> tuple[bytes, str] | None:
-    """The list and its signature, not yet verified; `None` where this is no disk. Raises `OSError`."""
+    """The list and its signature, not yet verified; `None` where this is another file. Raises `OSError`."""
     first = head(descriptor)
     if first is None:
+        if stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise OSError("the disk is not one that `cloister callers disk` wrote")
         return None
     found = _FIRST.fullmatch(first)
     length = int(found[2]) if found else LARGEST + 1

@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,8 @@ async def _once(arm: Arm, quick: bool) -> dict[str, float]:
     slow = arm.name == "LiteLLM"
     found = {}
     for name, load in _LOADS.items():
-        if slow:
-            load = Load(load.streams, min(load.events, _SLOW_EVENTS), load.gap_ms, load.batch)
-        if quick:
-            load = Load(load.streams, load.events // 4, load.gap_ms, load.batch)
+        events = min(load.events, _SLOW_EVENTS) if slow else load.events
+        load = replace(load, events=events // 4 if quick else events)
         found[name], found[name + ", events/s of wall time"] = await measure.chunks(arm, load)
     requests = 32 if slow else 160 if quick else 480
     found["request"], found["request, per s of wall time"] = await measure.opens(arm, requests, 16)

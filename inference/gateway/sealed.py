@@ -335,6 +335,7 @@ def _date(exchange: Exchange) -> float | None:
 async def _while_there(receive: Receive, answer: Coroutine[Any, Any, None]) -> None:
     """Runs `answer`. A client that goes away ends it, and with it the generation, at once."""
     mine = asyncio.current_task()
+    assert mine is not None
     gone = False
 
     async def leave() -> None:
@@ -342,15 +343,14 @@ async def _while_there(receive: Receive, answer: Coroutine[Any, Any, None]) -> N
         while (await receive())["type"] != "http.disconnect":
             pass
         gone = True
-        if mine is not None:
-            mine.cancel()
+        mine.cancel()
 
     leaving = asyncio.ensure_future(leave())
     try:
         await answer
     except asyncio.CancelledError:
         # Not the client's going only, but the server's end, too: that one goes on.
-        if not gone or mine is None or mine.uncancel():
+        if not gone or mine.uncancel():
             raise
     finally:
         leaving.cancel()

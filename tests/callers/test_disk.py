@@ -123,3 +123,10 @@ def test_a_block_device_is_read_again_when_its_list_changes(device: tuple[Path, 
     written(tmp_path, listed(1, entry("a", "ka")))
     file.refresh(held)
     assert held.serial == 2, "an older list was taken"
+
+
+def test_an_empty_disk_is_told(device: tuple[Path, Path]) -> None:
+    path, image = device
+    image.write_bytes(bytes(image.stat().st_size))
+    with pytest.raises(CallersError, match="callers disk"):
+        CallerList.load(path, SIGNED_BY)
