@@ -17,26 +17,26 @@ help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 serve: $(VENV)/.installed models ## Start the demo backend and a local client proxy; Ctrl-C stops both
-	@$(RUN) -m deploy.demo.run serve --port $(PORT) --proxy-port $(PROXY_PORT)
+	@$(RUN) -m adytum.deploy.demo.run serve --port $(PORT) --proxy-port $(PROXY_PORT)
 
 demo: $(VENV)/.installed models ## A short conversation, a search and a tampering attempt, with what the network saw
-	@$(RUN) -m deploy.demo.run demo --port $(PORT) --proxy-port $(PROXY_PORT)
+	@$(RUN) -m adytum.deploy.demo.run demo --port $(PORT) --proxy-port $(PROXY_PORT)
 
 test: $(VENV)/.installed-dev models ## Run all tests (T="path or options" selects)
 	@$(RUN) -m pytest $(T)
 
 deploy-test: $(VENV)/.installed-dev models ## What takes minutes to deploy: whole backends with vLLM behind HAProxy
-	@CLOISTER_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy -s $(T)
+	@ADYTUM_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy -s $(T)
 
 image: $(VENV)/.installed models ## Build the virtual machine's image of profile cpu in IMAGE (build/image); needs root
 	@mkdir -p $(IMAGE)
 	@for each in llama=llama-awq gemma=gemma3 e5=e5; do \
-		$(RUN) -m deploy.weights.image make $(MODELS)/$${each#*=} $(IMAGE)/$${each%%=*}.img || exit 1; done
+		$(RUN) -m adytum.deploy.weights.image make $(MODELS)/$${each#*=} $(IMAGE)/$${each%%=*}.img || exit 1; done
 	@PYTHON=$(CURDIR)/$(RUN) deploy/image/build.sh cpu deploy/config/image-cpu.toml $(IMAGE) \
 		$(foreach name,llama gemma e5,$(name)=$(IMAGE)/$(name).img)
 
 boot-test: $(VENV)/.installed-dev ## Boot that image in QEMU, talk to it, and see that changed disks stop it
-	@CLOISTER_BOOT_TEST=1 CLOISTER_IMAGE=$(IMAGE) $(RUN) -m pytest tests/boot -s $(T)
+	@ADYTUM_BOOT_TEST=1 ADYTUM_IMAGE=$(IMAGE) $(RUN) -m pytest tests/boot -s $(T)
 
 lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and inference/channel/
 	@$(VENV)/bin/ruff check .
@@ -52,16 +52,16 @@ fuzz: $(VENV)/.installed-dev ## Fuzz the parsers of what peers send (FUZZ_SECOND
 	@$(RUN) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated (benchmarks/README.md)
-	@$(RUN) -m benchmarks serve --arms direct ohttp own-direct own-relay own-ohttp own-ehbp --out var/bench/run.json
-	@$(RUN) -m benchmarks compare var/bench/run.json --base own-direct --against own-relay own-ohttp own-ehbp \
+	@$(RUN) -m adytum.benchmarks serve --arms direct ohttp own-direct own-relay own-ohttp own-ehbp --out var/bench/run.json
+	@$(RUN) -m adytum.benchmarks compare var/bench/run.json --base own-direct --against own-relay own-ohttp own-ehbp \
 		--html var/bench/report.html
 
 soak: $(VENV)/.installed-dev models ## Ten minutes of load while engines are killed at random (SOAK_MINUTES=10)
-	@$(RUN) -m benchmarks.soak --minutes $(SOAK_MINUTES)
+	@$(RUN) -m adytum.benchmarks.runs.soak --minutes $(SOAK_MINUTES)
 
 models: $(ENGINE_VENV)/.installed $(VENV)/.installed ## Make the demo models and their golden answers (three minutes, once)
-	@$(ENGINE_VENV)/bin/python -m deploy.demo.make_models --out $(MODELS)
-	@$(RUN) -m inference models canary --config deploy/config/demo.toml --missing
+	@$(ENGINE_VENV)/bin/python -m adytum.deploy.demo.make_models --out $(MODELS)
+	@$(RUN) -m adytum.inference models canary --config deploy/config/demo.toml --missing
 
 engine-env: $(ENGINE_VENV)/.installed ## Install the engines' own environment
 
@@ -74,7 +74,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "[set-up] gateway, client and verifier (no vllm, no torch)"
-	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable .
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[server]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -87,4 +87,4 @@ $(ENGINE_VENV)/.installed: deploy/engine_env.sh $(wildcard deploy/requirements/*
 	@touch $@
 
 clean: ## Remove environments, models and caches
-	rm -rf $(VENV) $(ENGINE_VENV) var build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/interop/node_modules
+	rm -rf $(VENV) $(ENGINE_VENV) var build .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/system/interop/node_modules

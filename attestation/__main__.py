@@ -1,4 +1,4 @@
-"""`python -m attestation`: evidence from the command line.
+"""`python -m adytum.attestation`: evidence from the command line.
 
 Prints a JSON object; `show` prints words for people. Exit status: 0 accepted, 10 rejected, 20 unsupported (it could
 not be checked), 30 malformed; 2 for a command that cannot be carried out as given, or where there is nothing to judge.
@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from attestation import commands, devices, words
-from attestation.binding import NONCE_SIZE
-from attestation.commands import ACCEPTED, NotFetched, Unusable
-from attestation.errors import CollectionError, PolicyFileError
+from adytum.attestation.cli import commands, words
+from adytum.attestation.cli.commands import ACCEPTED, NotFetched, Unusable
+from adytum.attestation.collect import devices
+from adytum.attestation.core.errors import CollectionError, PolicyFileError
+from adytum.attestation.document.binding import NONCE_SIZE
 
 USAGE = 2
 _STOP = "Send nothing to this backend"
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m attestation", description="Verify, show and collect attestation evidence.", epilog=_EPILOG
+        prog="python -m adytum.attestation",
+        description="Verify, show and collect attestation evidence.",
+        epilog=_EPILOG,
     )
     some = parser.add_subparsers(required=True, metavar="verify | fetch | snp | gpu | tdx | collect | show")
 

@@ -1,10 +1,13 @@
-"""`python -m benchmarks COMMAND`: what secrecy costs, measured. benchmarks/README.md has the ways."""
+"""`python -m adytum.benchmarks COMMAND`: what secrecy costs, measured. benchmarks/README.md has the ways."""
 
 import argparse
 import sys
 
-from benchmarks import channel, compare, model, serve, transfer
-from benchmarks.errors import Unusable
+from adytum.benchmarks.cc import model, transfer
+from adytum.benchmarks.channel import run as channel
+from adytum.benchmarks.errors import Unusable
+from adytum.benchmarks.report import compare
+from adytum.benchmarks.runs import serve
 
 _COMMANDS = {
     "serve": (serve, "drive a backend through several arms and keep every request's times"),
@@ -17,7 +20,7 @@ _COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 1 where something measured is not right, 2 where nothing could be."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m adytum.benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, what) in _COMMANDS.items():
         one = commands.add_parser(
@@ -29,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except Unusable as error:
-        print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
+        print(f"python -m adytum.benchmarks {options.command}: {error}", file=sys.stderr)
         return 2
     return status
 

@@ -1,0 +1,1 @@
+"""What operators deploy: images, launch files, containers, charts, dashboards, and the demo."""

@@ -61,7 +61,7 @@ import vllm
 
 assert torch.version.cuda is None, "torch is a CUDA build"
 names = [found.name for found in importlib.metadata.entry_points(group="vllm.general_plugins")]
-assert "cloister_pillow_images" in names, "vLLM would not find the plugin for images"
+assert "adytum_pillow_images" in names, "vLLM would not find the plugin for images"
 print(f"[engine-env] vllm {vllm.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
 PYTHON
 say "done in $((SECONDS - begun)) s"

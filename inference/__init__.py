@@ -1,0 +1,1 @@
+"""The backend and its client. README.md of channel/ has the protocol."""

@@ -31,6 +31,20 @@ def vectors() -> Path:
     return VECTORS
 
 
+@pytest.fixture(scope="session")
+def engine_python() -> Path:
+    python = ROOT / ".venv-engine" / "bin" / "python"
+    assert python.exists(), "no engines' environment: run the tests with `make test`"
+    return python
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    folder = ROOT / "var" / "models"
+    assert (folder / "llama-awq").is_dir(), "no demo models: run the tests with `make test`"
+    return folder
+
+
 @dataclass(frozen=True)
 class RunningBackend:
     """A backend with real engines, started as an operator would."""
@@ -81,11 +95,11 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBackend
     log_path = folder / "backend.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "inference", "serve", "--config", str(config_path)],
+            [sys.executable, "-m", "adytum.inference", "serve", "--config", str(config_path)],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "CLOISTER_CANARY": "env-canary-4c1f"},
+            env={**os.environ, "ADYTUM_CANARY": "env-canary-4c1f"},
         )
     try:
         wait_until_serving(f"http://127.0.0.1:{port}", process, log_path)

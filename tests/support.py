@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inference.channel import bhttp, keyconfig, ohttp
-from inference.channel.bhttp import Content, RequestHead, ResponseHead
-from inference.channel.hpke import KemId
-from inference.gateway.app import GATEWAY_PATH
+from adytum.inference.channel import bhttp, keyconfig, ohttp
+from adytum.inference.channel.bhttp import Content, RequestHead, ResponseHead
+from adytum.inference.channel.hpke import KemId
+from adytum.inference.gateway.edge.app import GATEWAY_PATH
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from attestation import strict
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
-from attestation.limits import LIMITS, Limits
-from attestation.nvidia.rim import Rim
-from attestation.nvidia.verify import VerifiedGpu, verify_gpu
-from attestation.trust import TrustRoots
+from adytum.attestation.core import strict
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.limits import LIMITS, Limits
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.nvidia.rim import Rim
+from adytum.attestation.nvidia.verify import VerifiedGpu, verify_gpu
 
 _ARCHITECTURES = frozenset({"hopper", "blackwell"})
 _CC = frozenset({"on", "off"})

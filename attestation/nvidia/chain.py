@@ -2,7 +2,7 @@
 
 from cryptography import x509
 
-from attestation.errors import EvidenceError
+from adytum.attestation.core.errors import EvidenceError
 
 CHAIN_LENGTH = 5
 """Leaf, the GPU's boot ROM, provisioner, architecture, root."""

@@ -8,13 +8,13 @@ from types import ModuleType
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.binding import NONCE_SIZE
-from attestation.certificates import load_all
-from attestation.errors import CollectionError, EvidenceError
-from attestation.limits import LIMITS
-from attestation.nvidia.bundle import GpuEvidence, encode_bundle
-from attestation.nvidia.chain import CHAIN_LENGTH
-from attestation.nvidia.spdm import GpuReport
+from adytum.attestation.core.certificates import load_all
+from adytum.attestation.core.errors import CollectionError, EvidenceError
+from adytum.attestation.core.limits import LIMITS
+from adytum.attestation.document.binding import NONCE_SIZE
+from adytum.attestation.nvidia.bundle import GpuEvidence, encode_bundle
+from adytum.attestation.nvidia.chain import CHAIN_LENGTH
+from adytum.attestation.nvidia.spdm import GpuReport
 
 _ARCHITECTURES = {9: "hopper", 10: "blackwell"}
 _MULTI_GPU = {0: "none", 1: "protected-pcie", 2: "nvlink"}

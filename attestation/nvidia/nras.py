@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
-from attestation.limits import LIMITS
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.limits import LIMITS
 
 ISSUER = "https://nras.attestation.nvidia.com"
 _ALGORITHM = ec.ECDSA(hashes.SHA384())

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from attestation.certificates import load
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
-from attestation.limits import LIMITS
+from adytum.attestation.core.certificates import load
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.limits import LIMITS
 
 Pair = tuple[x509.Certificate, x509.Certificate]
 """A certificate and its issuer's."""

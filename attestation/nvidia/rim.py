@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from lxml import etree
 
-from attestation.certificates import check_chain, load
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
-from attestation.limits import LIMITS
-from attestation.nvidia.spdm import GpuReport
+from adytum.attestation.core.certificates import check_chain, load
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.limits import LIMITS
+from adytum.attestation.nvidia.spdm import GpuReport
 
 _SWID = "{http://standards.iso.org/iso/19770/-2/2015/schema.xsd}"
 _HASH = re.compile(re.escape("{http://www.w3.org/2001/04/xmlenc#sha384}") + r"Hash(\d{1,2})")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
-from attestation.errors import EvidenceError
+from adytum.attestation.core.errors import EvidenceError
 
 _REQUEST = bytes.fromhex("11e001ff")
 _REQUEST_SIZE = 37

@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from attestation.certificates import check_chain, load, spki_sha256
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, UnsupportedError, VerificationError
-from attestation.nvidia import chain as gpu_chain
-from attestation.nvidia.ocsp import check_ocsp
-from attestation.nvidia.rim import Rim, compare, verify_rim
-from attestation.nvidia.spdm import GpuReport
-from attestation.trust import TrustRoots
+from adytum.attestation.core.certificates import check_chain, load, spki_sha256
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.nvidia import chain as gpu_chain
+from adytum.attestation.nvidia.ocsp import check_ocsp
+from adytum.attestation.nvidia.rim import Rim, compare, verify_rim
+from adytum.attestation.nvidia.spdm import GpuReport
 
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _HALF = 48

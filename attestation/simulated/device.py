@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from attestation.errors import CollectionError
-from attestation.evidence import CpuEvidence
-from attestation.simulated.report import ALGORITHM, BODY, MAGIC, PROVIDER, SIGNATURE_SIZE, SUBJECT
+from adytum.attestation.core.errors import CollectionError
+from adytum.attestation.document.evidence import CpuEvidence
+from adytum.attestation.simulated.report import ALGORITHM, BODY, MAGIC, PROVIDER, SIGNATURE_SIZE, SUBJECT
 
 NOTHING_MEASURED = bytes(48)
 _VALIDITY = datetime.timedelta(days=365)

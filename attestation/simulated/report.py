@@ -1,7 +1,7 @@
 """The simulated CPU report: format, parsing, signature. No device, no policy.
 
 Offset  Size  Field (integers little-endian)
-0x00    32    ASCII "CLOISTER SIMULATED CPU REPORT v1"
+0x00    32    ASCII "ADYTUM SIMULATED CPU REPORT v001"
 0x20    64    report_data
 0x60    48    measurement
 0x90    8     issued_at, seconds since 1970
@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
-from attestation import certificates
-from attestation.errors import EvidenceError, Step, VerificationError
-from attestation.evidence import CpuEvidence
+from adytum.attestation.core import certificates
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.document.evidence import CpuEvidence
 
 PROVIDER = "simulated"
-SUBJECT = "cloister SIMULATED CPU, proves nothing about hardware"
-MAGIC = b"CLOISTER SIMULATED CPU REPORT v1"
+SUBJECT = "adytum SIMULATED CPU, proves nothing about hardware"
+MAGIC = b"ADYTUM SIMULATED CPU REPORT v001"
 BODY = struct.Struct("<32s64s48sQ")
 SIGNATURE_SIZE = 96
 SIZE = BODY.size + SIGNATURE_SIZE

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
-from attestation.certificates import load
-from attestation.errors import CollectionError, EvidenceError
-from attestation.evidence import CpuEvidence
-from attestation.snp.report import SnpReport, tcb_levels
-from attestation.snp.table import certificates
-from attestation.snp.vek import Vek
-from attestation.tsm.device import Tsm
+from adytum.attestation.core.certificates import load
+from adytum.attestation.core.errors import CollectionError, EvidenceError
+from adytum.attestation.document.evidence import CpuEvidence
+from adytum.attestation.snp.report import SnpReport, tcb_levels
+from adytum.attestation.snp.table import certificates
+from adytum.attestation.snp.vek import Vek
+from adytum.attestation.tsm.device import Tsm
 
 PROVIDER = "sev-snp"
 GUEST = Path("/dev/sev-guest")

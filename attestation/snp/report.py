@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from attestation.errors import EvidenceError
+from adytum.attestation.core.errors import EvidenceError
 
 SIZE = 1184
 SIGNED = 0x2A0

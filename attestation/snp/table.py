@@ -10,9 +10,9 @@ import uuid
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.certificates import load_all
-from attestation.errors import EvidenceError
-from attestation.limits import LIMITS
+from adytum.attestation.core.certificates import load_all
+from adytum.attestation.core.errors import EvidenceError
+from adytum.attestation.core.limits import LIMITS
 
 _ENTRY = struct.Struct("<16sII")
 _NAMES = {

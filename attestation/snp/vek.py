@@ -9,8 +9,8 @@ from typing import Literal, Self
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestation.errors import EvidenceError
-from attestation.snp.report import PRODUCTS
+from adytum.attestation.core.errors import EvidenceError
+from adytum.attestation.snp.report import PRODUCTS
 
 _ROOT = "1.3.6.1.4.1.3704.1"
 _PRODUCT_NAME = f"{_ROOT}.2"

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from attestation.certificates import check_chain, load, spki_sha256
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, UnsupportedError, VerificationError
-from attestation.snp.report import SnpReport, tcb_levels
-from attestation.snp.vek import Vek
+from adytum.attestation.core.certificates import check_chain, load, spki_sha256
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from adytum.attestation.snp.report import SnpReport, tcb_levels
+from adytum.attestation.snp.vek import Vek
 
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _ORDER = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)

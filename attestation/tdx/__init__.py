@@ -1,1 +1,1 @@
-"""Intel TDX: quotes, their verification, and the device that makes them."""
+"""Intel TDX: quotes, their collateral, verification, and the device that makes quotes."""

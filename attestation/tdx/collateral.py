@@ -8,9 +8,9 @@ import datetime
 import json
 from dataclasses import dataclass
 
-from attestation.errors import EvidenceError, Step, UnsupportedError, VerificationError
-from attestation.limits import LIMITS, Limits
-from attestation.tdx.quote import TdxQuote
+from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from adytum.attestation.core.limits import LIMITS, Limits
+from adytum.attestation.tdx.quote import TdxQuote
 
 _TEXTS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain", "qe_identity")
 _OCTETS = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
@@ -47,7 +47,7 @@ def appraise(
         import dcap_qvl  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         raise UnsupportedError(
-            Step.CPU_REPORT, "appraising a TDX quote with collateral needs dcap-qvl: pip install 'cloister[tdx]'"
+            Step.CPU_REPORT, "appraising a TDX quote with collateral needs dcap-qvl: pip install 'adytum[tdx]'"
         ) from error
     seconds = int(now.timestamp())
     try:

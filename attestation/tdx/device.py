@@ -1,9 +1,9 @@
 """The TDX device: quotes through the kernel's configfs-tsm."""
 
-from attestation.errors import AttestationError, CollectionError
-from attestation.evidence import CpuEvidence
-from attestation.tdx.quote import TdxQuote
-from attestation.tsm.device import Tsm
+from adytum.attestation.core.errors import AttestationError, CollectionError
+from adytum.attestation.document.evidence import CpuEvidence
+from adytum.attestation.tdx.quote import TdxQuote
+from adytum.attestation.tsm.device import Tsm
 
 PROVIDER = "tdx"
 

@@ -1,4 +1,4 @@
-"""The TDX quote: format and parsing. Nothing is believed here; `attestation.tdx.verify` does that.
+"""The TDX quote: format and parsing. Nothing is believed here; `adytum.attestation.tdx.verify` does that.
 
 Layout, integers little-endian (Intel TDX DCAP Quoting Library API, appendix A.3, "Version 4 and 5 Quote Format"):
 
@@ -17,8 +17,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Self
 
-from attestation.errors import EvidenceError, Step, UnsupportedError
-from attestation.limits import LIMITS, Limits
+from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError
+from adytum.attestation.core.limits import LIMITS, Limits
 
 INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 """The QE vendor id of Intel's quoting enclave."""

@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.certificates import check_chain, load_all, spki_sha256
-from attestation.checks import Checks
-from attestation.errors import Step, UnsupportedError, VerificationError
-from attestation.tdx.collateral import appraise
-from attestation.tdx.quote import INTEL, QeReport, TdReport, TdxQuote
+from adytum.attestation.core.certificates import check_chain, load_all, spki_sha256
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import Step, UnsupportedError, VerificationError
+from adytum.attestation.tdx.collateral import appraise
+from adytum.attestation.tdx.quote import INTEL, QeReport, TdReport, TdxQuote
 
 QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
 """MRSIGNER of Intel's enclaves that quote trust domains, as Intel's QE identity (TD_QE) gives it."""

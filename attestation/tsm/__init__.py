@@ -1,1 +1,1 @@
-"""The kernel's common interface for attestation reports (configfs-tsm)."""
+"""Linux's configfs-tsm, through which a guest asks for reports of either vendor."""

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from attestation.errors import CollectionError
-from attestation.limits import LIMITS
+from adytum.attestation.core.errors import CollectionError
+from adytum.attestation.core.limits import LIMITS
 
 ROOT = Path("/sys/kernel/config/tsm/report")
 INBLOB_SIZE = 64
@@ -57,7 +57,7 @@ class Tsm:
         """
         if len(inblob) != INBLOB_SIZE:
             raise CollectionError(f"report data has {INBLOB_SIZE} bytes")
-        entry = self._root / f"cloister-{os.getpid()}-{os.urandom(8).hex()}"
+        entry = self._root / f"adytum-{os.getpid()}-{os.urandom(8).hex()}"
         try:
             entry.mkdir()
         except OSError as error:

@@ -5,12 +5,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from attestation.errors import AttestationError, CollectionError, EvidenceError
-from attestation.evidence import CpuEvidence
-from attestation.vtpm.evidence import PROVIDER, VtpmReport, qualifying_data
-from attestation.vtpm.hcl import HclReport
-from attestation.vtpm.quote import ALL_PCRS, TpmQuote
-from attestation.vtpm.tpm import (
+from adytum.attestation.core.errors import AttestationError, CollectionError, EvidenceError
+from adytum.attestation.document.evidence import CpuEvidence
+from adytum.attestation.vtpm.evidence import PROVIDER, VtpmReport, qualifying_data
+from adytum.attestation.vtpm.hcl import HclReport
+from adytum.attestation.vtpm.quote import ALL_PCRS, TpmQuote
+from adytum.attestation.vtpm.tpm import (
     AUTH_READ,
     AUTH_WRITE,
     HEADER,

@@ -8,10 +8,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import Self
 
-from attestation import strict
-from attestation.errors import EvidenceError
-from attestation.limits import LIMITS, Limits
-from attestation.vtpm.quote import PCRS
+from adytum.attestation.core import strict
+from adytum.attestation.core.errors import EvidenceError
+from adytum.attestation.core.limits import LIMITS, Limits
+from adytum.attestation.vtpm.quote import PCRS
 
 PROVIDER = "sev-snp-vtpm"
 _FIELDS = frozenset({"hcl", "quote", "signature", "pcrs"})

@@ -32,8 +32,8 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from attestation.errors import EvidenceError, Step, UnsupportedError
-from attestation.limits import LIMITS, Limits
+from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError
+from adytum.attestation.core.limits import LIMITS, Limits
 
 _HEADER = struct.Struct("<4sII20s")
 _CLAIMS = struct.Struct("<5I")

@@ -16,8 +16,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
 
 PCRS = 24
 SHA256 = 0x000B

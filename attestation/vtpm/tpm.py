@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from attestation.errors import CollectionError
+from adytum.attestation.core.errors import CollectionError
 
 OWNER = 0x40000001
 OWNER_WRITE, AUTH_WRITE = 1 << 1, 1 << 2

@@ -4,12 +4,12 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attestation.checks import Checks
-from attestation.errors import EvidenceError, Step, VerificationError
-from attestation.snp.verify import VerifiedSnp, verify_snp
-from attestation.vtpm.evidence import VtpmReport, qualifying_data
-from attestation.vtpm.hcl import HclReport
-from attestation.vtpm.quote import TpmQuote, verify_quote
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.snp.verify import VerifiedSnp, verify_snp
+from adytum.attestation.vtpm.evidence import VtpmReport, qualifying_data
+from adytum.attestation.vtpm.hcl import HclReport
+from adytum.attestation.vtpm.quote import TpmQuote, verify_quote
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.load import PATH
-from inference.channel import bhttp, ehbp, hpke, ohttp
-from inference.channel.bhttp import Content, RequestHead
-from inference.channel.keyconfig import KeyConfiguration
+from adytum.benchmarks.load.load import PATH
+from adytum.inference.channel import bhttp, ehbp, hpke, ohttp
+from adytum.inference.channel.bhttp import Content, RequestHead
+from adytum.inference.channel.keyconfig import KeyConfiguration
 
 Opener = Callable[[bytes, bytes], bytes]
 """(the answer's head, its body without HTTP's framing) to its content."""

@@ -1,4 +1,4 @@
-"""The gateway alone, in a process: the parts and the server that `inference.app` puts together, without its engines."""
+"""The gateway alone, in a process: the parts and the server of `adytum serve`, without its engines."""
 
 import asyncio
 import time
@@ -7,24 +7,24 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from attestation.collect import Collector, NoEndorsements, NoGpus
-from attestation.simulated.device import SimulatedCpu
-from benchmarks.channel.processes import many_files
-from deploy.demo.processes import CONFIG
-from inference.assembly import callers, callers_file
-from inference.channel.exchange import Shape
-from inference.config import parse
-from inference.gateway.admission import Admission
-from inference.gateway.app import create_gateway
-from inference.gateway.connections import Guard
-from inference.gateway.engines import Engines
-from inference.gateway.evidence import EvidenceService
-from inference.gateway.ledger import ledger
-from inference.gateway.load import Load
-from inference.gateway.notary import Notary
-from inference.gateway.sealed import SealedService
-from inference.keys import KeyRing
-from inference.lifecycle import Lifecycle, Step
+from adytum.attestation.collect.rounds import Collector, NoEndorsements, NoGpus
+from adytum.attestation.simulated.device import SimulatedCpu
+from adytum.benchmarks.channel.processes import many_files
+from adytum.deploy.demo.processes import CONFIG
+from adytum.inference.backend.parts import callers, callers_file
+from adytum.inference.channel.exchange import Shape
+from adytum.inference.core.config import parse
+from adytum.inference.core.lifecycle import Lifecycle, Step
+from adytum.inference.gateway.accounting.ledger import ledger
+from adytum.inference.gateway.admission.admission import Admission
+from adytum.inference.gateway.admission.load import Load
+from adytum.inference.gateway.edge.app import create_gateway
+from adytum.inference.gateway.edge.connections import Guard
+from adytum.inference.gateway.edge.evidence import EvidenceService
+from adytum.inference.gateway.exchange.engines import Engines
+from adytum.inference.gateway.exchange.notary import Notary
+from adytum.inference.gateway.exchange.sealed import SealedService
+from adytum.inference.gateway.keys import KeyRing
 
 
 def gateway_process(path: str, port: int, shape: Shape | None = None) -> None:

@@ -4,10 +4,10 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from benchmarks.channel.arms import Arm, Connection, body
-from benchmarks.channel.processes import cpu, memory
-from inference.channel import hpke
-from inference.channel.hpke import AeadId, KdfId, KemId, Suite
+from adytum.benchmarks.channel.arms import Arm, Connection, body
+from adytum.benchmarks.channel.processes import cpu, memory
+from adytum.inference.channel import hpke
+from adytum.inference.channel.hpke import AeadId, KdfId, KemId, Suite
 
 
 @dataclass(frozen=True)

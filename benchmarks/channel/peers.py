@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from benchmarks.channel.arms import Arm, Opener, plain, post
-from benchmarks.channel.processes import free_port, program, wait_for
-from benchmarks.load import PATH
+from adytum.benchmarks.channel.arms import Arm, Opener, plain, post
+from adytum.benchmarks.channel.processes import free_port, program, wait_for
+from adytum.benchmarks.load.load import PATH
 
 _NGINX = """daemon off; master_process off; worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;
@@ -72,7 +72,7 @@ def litellm(stack: ExitStack, folder: Path, environment: Path, engine_port: int)
     """The arm, or why there is none."""
     binary = environment / "bin" / "litellm"
     if not binary.exists():
-        return f"LiteLLM is not in {environment}: benchmarks/peers.sh {environment}"
+        return f"LiteLLM is not in {environment}: benchmarks/channel/peers.sh {environment}"
     port = free_port()
     base = f"http://127.0.0.1:{engine_port}/v1"
     parameters = {"model": "openai/latest", "api_base": base, "api_key": "none"}

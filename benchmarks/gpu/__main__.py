@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu pack | run`: the real models' shapes on a real GPU. benchmarks/gpu/README.md has the way.
+"""`python -m adytum.benchmarks.gpu pack | run`: the real models' shapes on a real GPU (benchmarks/gpu/README.md).
 
 Standard library only until the machine has the wheels.
 """
@@ -7,21 +7,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.gpu import pieces, steps
+from adytum.benchmarks.gpu import pieces, steps
 
 HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a step failed, 3 call again."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m adytum.benchmarks.gpu", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="download the wheels and cut them into pieces (needs a package index)")
     pack.add_argument("out", type=Path)
     pack.add_argument("--python", default="3.12", help="of the GPU machine")
     run = commands.add_parser("run", help="take the next steps on the GPU machine")
     run.add_argument("--pieces", type=Path, default=Path("pieces"))
-    run.add_argument("--work", type=Path, default=Path("/tmp/cloister-gpu"), help="environments and models")
+    run.add_argument("--work", type=Path, default=Path("/tmp/adytum-gpu"), help="environments and models")
     run.add_argument("--out", type=Path, required=True, help="results, and which steps are done")
     run.add_argument("--limit-s", type=float, default=570.0, help="of this call")
     run.add_argument("--device", choices=["cuda", "cpu"], default="cuda")

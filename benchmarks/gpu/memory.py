@@ -1,4 +1,4 @@
-"""What the plan says that an engine takes, and what the driver says: `python -m benchmarks.gpu.memory CONFIG`."""
+"""`python -m adytum.benchmarks.gpu.memory CONFIG`: the memory that the plan predicts and what the driver reports."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pynvml
 
-from inference.config import load
-from inference.engine import placement, shapes
+from adytum.inference.core.config import load
+from adytum.inference.engine.placement import placement, shapes
 
 
 def main() -> None:

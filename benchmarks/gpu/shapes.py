@@ -136,7 +136,7 @@ MODELS = (
 
 
 def write(model: Model, folder: Path) -> None:
-    """A folder that vLLM, and `cloister models plan`, take for the model's."""
+    """A folder that vLLM, and `adytum models plan`, take for the model's."""
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "config.json", model.config)
     _save(folder / "tokenizer.json", tokenizer(model.config["vocab_size"]))

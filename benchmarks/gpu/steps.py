@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu import pieces, shapes
+from adytum.benchmarks.gpu import pieces, shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 _CONFIG = """\
@@ -151,7 +151,7 @@ def install(options: Options) -> None:
         _run([*pip, "--find-links", str(wheels), "-r", str(here / f"{name}.txt")])
     # The project itself, as it lies here.
     site = next((options.work / "gateway" / "lib").glob("python3.*")) / "site-packages"
-    (site / "cloister-checkout.pth").write_text(f"{ROOT}\n")
+    (site / "adytum-checkout.pth").write_text(f"{ROOT}\n")
     # Says at once what the large wheels that were left behind are missed by.
     _run([str(options.engine_python), "-c", "import torch, vllm; print(vllm.__version__, torch.__version__)"])
 
@@ -180,7 +180,14 @@ def states(options: Options) -> None:
 
 def transfer(options: Options) -> None:
     """The parts of CC's tax; here with CC off."""
-    command = [str(options.gateway_python), "-m", "benchmarks", "transfer", "--out", str(options.out / "transfer.json")]
+    command = [
+        str(options.gateway_python),
+        "-m",
+        "adytum.benchmarks",
+        "transfer",
+        "--out",
+        str(options.out / "transfer.json"),
+    ]
     _run([*command, "--engine-python", str(options.engine_python)])
 
 
@@ -209,14 +216,17 @@ def serve(options: Options, model: shapes.Model, levels: tuple[int, ...], name: 
     python = str(options.gateway_python)
     with log.open("wb") as written:
         backend = subprocess.Popen(
-            [python, "-m", "inference", "serve", "--config", str(config)], cwd=ROOT, stdout=written, stderr=written
+            [python, "-m", "adytum.inference", "serve", "--config", str(config)],
+            cwd=ROOT,
+            stdout=written,
+            stderr=written,
         )
     try:
         _wait(backend, options.port, log)
         if options.device == "cuda":
-            memory = _run([python, "-m", "benchmarks.gpu.memory", str(config)])
+            memory = _run([python, "-m", "adytum.benchmarks.gpu.memory", str(config)])
             (options.out / f"{name}-memory.json").write_text(memory)
-        bench = [python, "-m", "benchmarks", "serve", "--config", str(config), "--arms", "direct", "ohttp"]
+        bench = [python, "-m", "adytum.benchmarks", "serve", "--config", str(config), "--arms", "direct", "ohttp"]
         bench += ["--concurrency", *map(str, levels), "--repetitions", "3", "--rounds", "2"]
         bench += ["--task", "chat" if model.task == "generate" else "embeddings", "--gateway-pid", str(backend.pid)]
         lengths = ("64", "16") if options.small else ("512", "128")

@@ -4,7 +4,7 @@
 #   BASE=docker.io/library/debian@sha256:<64 digits> deploy/container/build.sh cpu|gpu|client [buildah's options]
 #
 #   BASE    Debian 12 by digest; base.sh makes one where there is no registry, and prints its name and digest
-#   TAG     what the result is called (localhost/cloister-<target>)
+#   TAG     what the result is called (localhost/adytum-<target>)
 set -euo pipefail
 
 say() { printf 'build.sh: %s\n' "$*" >&2; }
@@ -25,5 +25,5 @@ fi
 command -v buildah >/dev/null || { say "buildah is missing: apt-get install buildah"; exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
 exec buildah build --file "$root/deploy/container/Containerfile" --ignorefile "$root/deploy/container/Containerfile.dockerignore" \
-    --target "$target" --build-arg BASE="$base" --tag "${TAG:-localhost/cloister-$target}" \
+    --target "$target" --build-arg BASE="$base" --tag "${TAG:-localhost/adytum-$target}" \
     --timestamp 0 "$@" "$root"

@@ -1,0 +1,1 @@
+"""The demo: its models, made at set-up, its processes, and the scenes of `make demo`."""

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from deploy.demo.faq import Entry
+from adytum.deploy.demo.faq import Entry
 
 VOCABULARY = 2048
 Message = dict[str, Any]

@@ -10,9 +10,9 @@ import torch
 from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, PreTrainedTokenizerFast, SiglipVisionConfig
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-from deploy.demo import chat
-from deploy.demo.faq import Entry
-from deploy.demo.train import answer_loss, pad
+from adytum.deploy.demo import chat
+from adytum.deploy.demo.faq import Entry
+from adytum.deploy.demo.train import answer_loss, pad
 
 COLOURS = {
     "red": (220, 30, 30),

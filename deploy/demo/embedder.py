@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
-from deploy.demo.faq import Entry
+from adytum.deploy.demo.faq import Entry
 
 VOCABULARY = 1536
 POSITIONS = 514
@@ -58,7 +58,7 @@ _AFTER = (
     "here",
     "in detail",
     "by the way",
-    "with cloister",
+    "with adytum",
 )
 
 

@@ -1,6 +1,6 @@
 """Makes the three demo models from `docs/faq.md`, by training, in two to three minutes on two cores.
 
-    python -m deploy.demo.make_models --out var/models        (in the engines' environment, from the repository's root)
+    python -m adytum.deploy.demo.make_models --out var/models    (the engines' Python, from the repository's root)
 
 | folder    | architecture                                           | stands for                       |
 |-----------|--------------------------------------------------------|----------------------------------|
@@ -8,7 +8,7 @@
 | gemma3    | Gemma3ForConditionalGeneration, with eyes, bf16        | Gemma 3 27B                      |
 | e5        | XLMRobertaModel, mean pooling, unit length, float32    | multilingual-e5-large-instruct   |
 
-A finished folder has a manifest (`cloister-manifest.json`) and is left alone until the page or the code here changes.
+A finished folder has a manifest (`adytum-manifest.json`) and is left alone until the page or the code here changes.
 Seeds are fixed, so one machine makes the same models each time with the same number of threads; another processor or
 torch build may round sums differently, and then weights and hashes differ though the accuracy does not.
 """
@@ -44,8 +44,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from deploy.demo import awq, chat, colours, embedder, faq, train
-from inference.engine import weights
+from adytum.deploy.demo import awq, chat, colours, embedder, faq, train
+from adytum.inference.engine.weights import weights
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAQ = ROOT / "docs" / "faq.md"

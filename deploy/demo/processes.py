@@ -33,7 +33,7 @@ def backend(port: int) -> Iterator[int]:
     runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_port(port, runtime)
     log = runtime / "backend.log"
-    command = [sys.executable, "-m", "inference", "serve", "--config", str(config)]
+    command = [sys.executable, "-m", "adytum.inference", "serve", "--config", str(config)]
     with _process(command, log, "the backend") as process:
         started = time.monotonic()
         step = ""
@@ -52,7 +52,7 @@ def backend(port: int) -> Iterator[int]:
 def proxy(upstream_port: int, port: int) -> Iterator[None]:
     """The client proxy on `port`. Raises `Failed`."""
     log = ROOT / "var" / "run" / "proxy.log"
-    command = [sys.executable, "-m", "inference", "proxy", "--upstream", f"http://127.0.0.1:{upstream_port}"]
+    command = [sys.executable, "-m", "adytum.inference", "proxy", "--upstream", f"http://127.0.0.1:{upstream_port}"]
     command += ["--port", str(port), "--policy", str(POLICY), "--workspace", str(ROOT / "var" / "evidence")]
     with _process(command, log, "the proxy") as process:
         while _json(f"http://127.0.0.1:{port}/healthz") is None:

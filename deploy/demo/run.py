@@ -6,14 +6,14 @@ import json
 import signal
 import sys
 
-from deploy.demo import scenes
-from deploy.demo.processes import POLICY, Failed, backend, proxy
-from deploy.demo.relay import Relay
+from adytum.deploy.demo import scenes
+from adytum.deploy.demo.processes import POLICY, Failed, backend, proxy
+from adytum.deploy.demo.relay import Relay
 
 
 def main() -> int:
     """Runs the chosen scene; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.demo.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m adytum.deploy.demo.run", description=__doc__)
     parser.add_argument("scene", choices=("serve", "demo"))
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--proxy-port", type=int, default=9876)

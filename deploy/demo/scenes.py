@@ -8,12 +8,12 @@ from typing import Any
 
 import httpx2
 
-from attestation.policy import Policy
-from attestation.trust import TrustRoots
-from attestation.verify import VerifiedEvidence, verify
-from deploy.demo.faq import load as load_faq
-from deploy.demo.processes import Failed
-from deploy.demo.relay import Relay
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.policy.policy import Policy
+from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.deploy.demo.faq import load as load_faq
+from adytum.deploy.demo.processes import Failed
+from adytum.deploy.demo.relay import Relay
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ("What is remote attestation?", "Who can read my prompt?")

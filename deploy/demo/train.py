@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from deploy.demo.chat import Example, question_example, random_example
-from deploy.demo.faq import Entry
+from adytum.deploy.demo.chat import Example, question_example, random_example
+from adytum.deploy.demo.faq import Entry
 
 IGNORE = -100
 FIRST = 4

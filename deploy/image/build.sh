@@ -3,14 +3,14 @@
 #
 #   PROFILE        cpu or h100: the lists of packages beside this script
 #   CONFIGURATION  the backend's TOML file; it goes into the image and so into what is measured
-#   NAME=MODEL.img a model's image (python -m deploy.weights.image make), which the machine mounts on /models/NAME. Beside it
+#   NAME=MODEL.img a model's image (python -m adytum.deploy.weights.image make), which the machine mounts on /models/NAME. Beside it
 #                  lie its manifest, MODEL.img.manifest.json, and MODEL.img.canary.json, and both go into the image
 #
 #   DEBIAN_MIRROR, SECURITY_MIRROR   where Debian's packages come from; a day of snapshot.debian.org for the same image later
 #   NVIDIA_MIRROR, NVIDIA_KEYRING    profile h100: NVIDIA's repository for Debian 12, and its key
 #   WHEELS                           a folder for the downloaded wheels (OUT/wheels)
 #
-# OUT gets root.img, vmlinuz, initrd.img, cmdline, cloister.efi (the last three in one), packages.txt and image.json. The same
+# OUT gets root.img, vmlinuz, initrd.img, cmdline, adytum.efi (the last three in one), packages.txt and image.json. The same
 # sources and packages give the same bytes (docs/image.md). Needs root, and the Debian packages that are asked for below.
 set -euo pipefail
 
@@ -48,7 +48,7 @@ trap 'rm -rf "$work"' EXIT
 say "1 of 5: wheels"
 mkdir -p "$wheels" "$work/source"
 # What is committed, so that two checkouts give the same wheel.
-git -C "$project" archive HEAD pyproject.toml README.md LICENSE attestation inference deploy benchmarks | tar -x -C "$work/source"
+git -C "$project" archive HEAD pyproject.toml README.md LICENSE adytum attestation inference deploy benchmarks | tar -x -C "$work/source"
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 pip download --no-deps --only-binary=:all: --require-hashes --dest "$wheels" -r "$project/deploy/requirements/gateway.txt"
 pip wheel --no-deps --wheel-dir "$work" "$work/source"
@@ -77,12 +77,12 @@ for model in "$@"; do
         [ -f "$file" ] || fail "there is no $file"
     done
     mkdir -p "$work/etc/$name"
-    cp "$image.manifest.json" "$work/etc/$name/cloister-manifest.json"
-    cp "$image.canary.json" "$work/etc/$name/cloister-canary.json"
+    cp "$image.manifest.json" "$work/etc/$name/adytum-manifest.json"
+    cp "$image.canary.json" "$work/etc/$name/adytum-canary.json"
     models+=("$("$python" - "$name" "$image.manifest.json" <<'PYTHON'
 import json, sys
 verity = json.load(open(sys.argv[2]))["verity"]
-print(f"cloister.model={sys.argv[1]}:{verity['root_hash']}:{verity['data_size']}")
+print(f"adytum.model={sys.argv[1]}:{verity['root_hash']}:{verity['data_size']}")
 PYTHON
 )")
 done
@@ -106,7 +106,7 @@ say "4 of 5: kernel, initrd, command line"
 cp "$work/vmlinuz" "$work/initrd.img" "$work/packages.txt" "$out"
 line="console=ttyS0 panic=-1 oops=panic quiet loglevel=4 systemd.show_status=0 systemd.getty_auto=no"
 [ "$profile" = h100 ] && line+=" swiotlb=524288"
-line+=" cloister.root=$root_hash:$size ${models[*]}"
+line+=" adytum.root=$root_hash:$size ${models[*]}"
 printf '%s' "${line% }" > "$out/cmdline"
 
 say "5 of 5: the three in one EFI program"
@@ -114,13 +114,13 @@ objcopy --add-section .osrel="$work/os-release" --change-section-vma .osrel=0x20
     --add-section .cmdline="$out/cmdline" --change-section-vma .cmdline=0x30000 \
     --add-section .linux="$out/vmlinuz" --change-section-vma .linux=0x2000000 \
     --add-section .initrd="$out/initrd.img" --change-section-vma .initrd=0x4000000 \
-    "$stub" "$out/cloister.efi"
+    "$stub" "$out/adytum.efi"
 "$python" - "$out" "$profile" "$root_hash" <<'PYTHON'
 import hashlib, json, os, struct, sys
 out, profile, root_hash = sys.argv[1:]
 # objcopy writes the time of the build into the PE header (TimeDateStamp, 8 behind the signature), and a checksum of all
 # (64 into the optional header), which firmware does not look at: 0 is none.
-with open(f"{out}/cloister.efi", "r+b") as file:
+with open(f"{out}/adytum.efi", "r+b") as file:
     file.seek(0x3C)
     header = struct.unpack("<I", file.read(4))[0]
     file.seek(header)
@@ -130,7 +130,7 @@ with open(f"{out}/cloister.efi", "r+b") as file:
     file.seek(header + 24 + 64)
     file.write(bytes(4))
 files = {}
-for name in ("root.img", "vmlinuz", "initrd.img", "cmdline", "cloister.efi", "packages.txt"):
+for name in ("root.img", "vmlinuz", "initrd.img", "cmdline", "adytum.efi", "packages.txt"):
     with open(f"{out}/{name}", "rb") as file:
         files[name] = {"bytes": os.path.getsize(f"{out}/{name}"), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 with open(f"{out}/image.json", "w") as file:

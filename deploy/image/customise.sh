@@ -16,37 +16,37 @@ export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels PIP_NO_COMPILE=1 PIP_NO_CACHE_DIR=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 # Of the machine that builds: another place in here.
 unset PIP_CERT PYTHON
-in_root python3 -m venv /opt/cloister/gateway
+in_root python3 -m venv /opt/adytum/gateway
 sed 's/ --hash=.*//' "$project/deploy/requirements/gateway.txt" > "$root/src/gateway.txt"
-in_root /opt/cloister/gateway/bin/python -m pip install --quiet --no-deps -r /src/gateway.txt cloister
+in_root /opt/adytum/gateway/bin/python -m pip install --quiet --no-deps -r /src/gateway.txt adytum
 if [ "$profile" = cpu ]; then
-    in_root /src/deploy/engine_env.sh /opt/cloister/engine
+    in_root /src/deploy/engine_env.sh /opt/adytum/engine
 else
-    in_root python3 -m venv /opt/cloister/engine
-    in_root /opt/cloister/engine/bin/python -m pip install --quiet vllm
+    in_root python3 -m venv /opt/adytum/engine
+    in_root /opt/adytum/engine/bin/python -m pip install --quiet vllm
 fi
 for venv in gateway engine; do
-    in_root "/opt/cloister/$venv/bin/python" -m pip uninstall --quiet --yes pip
+    in_root "/opt/adytum/$venv/bin/python" -m pip uninstall --quiet --yes pip
     # pip notes where it found a wheel, and when.
-    find "$root/opt/cloister/$venv" -name direct_url.json -delete
-    find "$root/opt/cloister/$venv" -name RECORD -exec sed -i '/direct_url\.json/d' {} +
-    find "$root/opt/cloister/$venv" -name __pycache__ -prune -exec rm -r {} +
+    find "$root/opt/adytum/$venv" -name direct_url.json -delete
+    find "$root/opt/adytum/$venv" -name RECORD -exec sed -i '/direct_url\.json/d' {} +
+    find "$root/opt/adytum/$venv" -name __pycache__ -prune -exec rm -r {} +
     # Some files in packages are of other versions of Python; they are left as they are.
-    in_root python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash "/opt/cloister/$venv" > "$work/compile.log" || true
+    in_root python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash "/opt/adytum/$venv" > "$work/compile.log" || true
 done
 rm -r "$root/wheels" "$root/src"
 find "$root/usr" -name __pycache__ -prune -exec rm -r {} +
 in_root python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash /usr/lib/python3 /usr/lib/python3.11 > "$work/compile.log"
 
 # The service, its configuration, and how the machine behaves.
-mkdir -p "$root/etc/cloister" "$root/models"
+mkdir -p "$root/etc/adytum" "$root/models"
 cp -r --no-preserve=ownership "$here/root/." "$root"
-cp "$project/deploy/units/cloister.service" "$root/etc/systemd/system"
-cp "$configuration" "$root/etc/cloister/backend.toml"
-if [ -d "$work/etc" ]; then cp -r "$work/etc/." "$root/etc/cloister"; fi
-find "$root/etc/cloister" "$root/etc/fstab" "$root/etc/sysctl.d" "$root/etc/systemd" -type f -exec chmod 0644 {} +
-find "$root/etc/cloister" "$root/etc/sysctl.d" "$root/etc/systemd" -type d -exec chmod 0755 {} +
-in_root systemctl --quiet enable cloister.service systemd-networkd.service systemd-resolved.service
+cp "$project/deploy/units/adytum.service" "$root/etc/systemd/system"
+cp "$configuration" "$root/etc/adytum/backend.toml"
+if [ -d "$work/etc" ]; then cp -r "$work/etc/." "$root/etc/adytum"; fi
+find "$root/etc/adytum" "$root/etc/fstab" "$root/etc/sysctl.d" "$root/etc/systemd" -type f -exec chmod 0644 {} +
+find "$root/etc/adytum" "$root/etc/sysctl.d" "$root/etc/systemd" -type d -exec chmod 0755 {} +
+in_root systemctl --quiet enable adytum.service systemd-networkd.service systemd-resolved.service
 in_root systemctl --quiet set-default multi-user.target
 # Nobody logs in, at no console, and a failed start leaves no shell: the machine stops.
 in_root systemctl --quiet mask getty@.service serial-getty@.service console-getty.service autovt@.service \
@@ -56,7 +56,7 @@ ln -sf /lib/systemd/system/poweroff.target "$root/etc/systemd/system/emergency.t
 ln -sf /lib/systemd/system/poweroff.target "$root/etc/systemd/system/rescue.target"
 in_root usermod --lock --shell /usr/sbin/nologin root
 ln -sf /run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
-echo cloister > "$root/etc/hostname"
+echo adytum > "$root/etc/hostname"
 : > "$root/etc/machine-id"
 cp "$root/usr/lib/os-release" "$work/os-release"
 

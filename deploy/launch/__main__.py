@@ -1,4 +1,4 @@
-"""`python -m deploy.launch`: preflight | cc-mode | qemu | libvirt | start."""
+"""`python -m adytum.deploy.launch`: preflight | cc-mode | qemu | libvirt | start."""
 
 import os
 import shlex
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from deploy.launch import gpu, libvirt, preflight, qemu
-from deploy.launch.config import Config, LaunchError, check_measured, command_line, load
-from deploy.launch.host import Host
-from inference.preflight.table import as_text
+from adytum.deploy.launch import gpu, libvirt, preflight, qemu
+from adytum.deploy.launch.config import Config, LaunchError, check_measured, command_line, load
+from adytum.deploy.launch.host import Host
+from adytum.inference.preflight.table import as_text
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -116,4 +116,4 @@ def _cbitpos(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m deploy.launch")
+    main(prog_name="python -m adytum.deploy.launch")

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from attestation.errors import PolicyFileError
-from attestation.measurements import Input, Measurements
+from adytum.attestation.core.errors import PolicyFileError
+from adytum.attestation.reference.measurements import Input, Measurements
 
 _SLAB = 2048
 """Bytes of one swiotlb slab; the kernel's parameter counts these."""
@@ -39,7 +39,7 @@ class Boot(_Part):
     cmdline_file: FilePath
     guest_policy: int = 0x30000
     measurements: FilePath
-    """From `cloister measure`: nothing else is started."""
+    """From `adytum measure`: nothing else is started."""
 
 
 class Snp(_Part):
@@ -83,7 +83,7 @@ class Config(_Part):
     memory_gib: int = Field(ge=1, le=8192)
     swiotlb_mib: int = Field(ge=64, le=65536)
     """What the guest shares with devices. It has to stand on the measured command line as well."""
-    run_folder: FilePath = "/run/cloister"
+    run_folder: FilePath = "/run/adytum"
     """For QEMU's control socket."""
     boot: Boot
     snp: Snp = Snp()
@@ -143,7 +143,7 @@ def check_measured(config: Config, cmdline: str) -> bytes:
         measured = Measurements.load(path)
     except PolicyFileError as error:
         raise LaunchError(str(error)) from error
-    again = "run `cloister measure` again, or launch what was measured: clients refuse anything else"
+    again = "run `adytum measure` again, or launch what was measured: clients refuse anything else"
     initrd = None if config.boot.initrd is None else _input(config.boot.initrd)
     for what, found, wanted in (
         ("boot.firmware", _input(config.boot.firmware), measured.firmware),

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from deploy.launch.config import Config, LaunchError
+from adytum.deploy.launch.config import Config, LaunchError
 
 _SECONDS = 300.0
 
@@ -33,7 +33,9 @@ def require_on(config: Config) -> None:
     """Raises `LaunchError` unless each GPU says that its mode is on."""
     for device, mode in query(config).items():
         if mode != "on":
-            raise LaunchError(f"the CC mode of {device} is {mode}; run: python -m deploy.launch cc-mode FILE --set-on")
+            raise LaunchError(
+                f"the CC mode of {device} is {mode}; run: python -m adytum.deploy.launch cc-mode FILE --set-on"
+            )
 
 
 def _devices(config: Config) -> tuple[str, ...]:

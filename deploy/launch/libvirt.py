@@ -2,7 +2,7 @@
 
 import xml.etree.ElementTree as ET
 
-from deploy.launch.config import Config, LaunchError
+from adytum.deploy.launch.config import Config, LaunchError
 
 
 def domain(config: Config, cmdline: str, cbitpos: int) -> str:

@@ -8,9 +8,9 @@ drivers/iommu/amd/init.c).
 import re
 from collections.abc import Iterable
 
-from deploy.launch.config import Config
-from deploy.launch.host import Host, field
-from inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
+from adytum.deploy.launch.config import Config
+from adytum.deploy.launch.host import Host, field
+from adytum.inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
 
 _LINES = {
     0x19: ((0x00, 0x0F, "Milan"), (0x10, 0x1F, "Genoa"), (0xA0, 0xAF, "Genoa")),
@@ -307,7 +307,7 @@ def _vbios(host: Host, device: str) -> Row:
     version = field(host.text(f"proc/driver/nvidia/gpus/{device}/information"), "Video BIOS")
     if version is None:
         # vfio-pci cannot ask for it.
-        advice = "not readable under vfio-pci; `cloister preflight` in the guest and the evidence tell"
+        advice = "not readable under vfio-pci; `adytum preflight` in the guest and the evidence tell"
         return Row("vbios", name, NOT_KNOWN, wanted, UNKNOWN, advice)
     if not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
         return Row("vbios", name, version, wanted, UNKNOWN, "this version is not of Hopper's line")

@@ -1,6 +1,6 @@
 """QEMU's command line for an SEV-SNP guest: version 9.2 or later (9.1 refuses devices by VFIO in SNP guests)."""
 
-from deploy.launch.config import Config
+from adytum.deploy.launch.config import Config
 
 _MODERN = "disable-legacy=on,iommu_platform=on"
 """A confidential guest's virtio devices have to go through its shared memory."""

@@ -71,9 +71,7 @@ def write(
         next_block += _blocks(node.size)
     if next_block >= 1 << 32:
         raise ImageError("the files are larger than an EROFS image can be (16 TiB)")
-    superblock = _SUPERBLOCK.pack(
-        _MAGIC, 0, 0, 12, 0, root.nid, len(nodes), 0, 0, next_block, 0, 0, uuid, b"cloister", 0
-    )
+    superblock = _SUPERBLOCK.pack(_MAGIC, 0, 0, 12, 0, root.nid, len(nodes), 0, 0, next_block, 0, 0, uuid, b"adytum", 0)
     out.write((b"\x00" * _SUPERBLOCK_AT + superblock).ljust(BLOCK, b"\x00"))
     _pad(out, out.write(b"".join(_inode(node, index + 1) for index, node in enumerate(nodes))))
     for node in nodes:

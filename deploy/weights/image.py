@@ -1,11 +1,11 @@
-"""`python -m deploy.weights.image make FOLDER IMAGE`: a model folder as one file for dm-verity, and its manifest.
+"""`python -m adytum.deploy.weights.image make FOLDER IMAGE`: a model folder as one dm-verity file, and its manifest.
 
 The same files give the same image and the same root hash, whoever makes it, wherever and when:
 1. The files' manifest; where FOLDER has one already, the files must be the ones that it lists.
 2. An EROFS image of exactly these files (`erofs.py`), hashed again while it is written.
 3. veritysetup appends superblock and hash tree. Salt and UUID derive from the manifest's `files_root`.
 4. A manifest with the root hash, beside the image: IMAGE.manifest.json. The backend's configuration names it.
-5. Where FOLDER has golden answers (`cloister models canary`) for these very files, a copy of them that belongs to this
+5. Where FOLDER has golden answers (`adytum models canary`) for these very files, a copy of them that belongs to this
    manifest: IMAGE.canary.json.
 
 `verify` computes the root hash of an image without veritysetup and compares it with the manifest's.
@@ -22,14 +22,14 @@ from typing import BinaryIO
 
 import click
 
-from deploy.weights import erofs
-from inference.engine.canary import CanaryFailed, Golden
-from inference.engine.verity import SUPERBLOCK_SIZE, Superblock, Verity, VerityError, root_hash
-from inference.engine.weights import CANARY, NAME, Manifest, Source, WeightsError, lock
-from inference.engine.weights_progress import ProgressLine
+from adytum.deploy.weights import erofs
+from adytum.inference.engine.supervise.canary import CanaryFailed, Golden
+from adytum.inference.engine.weights.progress import ProgressLine
+from adytum.inference.engine.weights.verity import SUPERBLOCK_SIZE, Superblock, Verity, VerityError, root_hash
+from adytum.inference.engine.weights.weights import CANARY, NAME, Manifest, Source, WeightsError, lock
 
-_SALT = b"cloister image salt v1\x00"
-_UUID = b"cloister image uuid v1\x00"
+_SALT = b"adytum image salt v1\x00"
+_UUID = b"adytum image uuid v1\x00"
 _COPY = 1024 * 1024
 _SBIN = "/usr/sbin:/sbin"  # Not in every user's PATH; veritysetup format needs no root.
 

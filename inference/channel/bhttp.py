@@ -9,9 +9,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
-from inference.channel import varint
-from inference.channel.errors import ExchangeMisuse, MalformedMessage, MessageTooLarge, TruncatedMessage
-from inference.channel.limits import DEFAULT_LIMITS, Limits
+from adytum.inference.channel import varint
+from adytum.inference.channel.errors import ExchangeMisuse, MalformedMessage, MessageTooLarge, TruncatedMessage
+from adytum.inference.channel.limits import DEFAULT_LIMITS, Limits
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """Header or trailer lines: lower-case name and value."""

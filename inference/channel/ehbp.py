@@ -8,8 +8,8 @@ end: Oblivious HTTP is the main protocol.
 import os
 import re
 
-from inference.channel import hpke
-from inference.channel.errors import (
+from adytum.inference.channel import hpke
+from adytum.inference.channel.errors import (
     ExchangeMisuse,
     MalformedMessage,
     MessageTooLarge,
@@ -17,8 +17,18 @@ from inference.channel.errors import (
     TruncatedMessage,
     UnknownKey,
 )
-from inference.channel.hpke import NONCE_LENGTH, TAG_LENGTH, AeadId, Context, KdfId, KemId, PrivateKey, Sequence, Suite
-from inference.channel.limits import DEFAULT_LIMITS, Limits
+from adytum.inference.channel.hpke import (
+    NONCE_LENGTH,
+    TAG_LENGTH,
+    AeadId,
+    Context,
+    KdfId,
+    KemId,
+    PrivateKey,
+    Sequence,
+    Suite,
+)
+from adytum.inference.channel.limits import DEFAULT_LIMITS, Limits
 
 REQUEST_HEADER = "ehbp-encapsulated-key"
 RESPONSE_HEADER = "ehbp-response-nonce"

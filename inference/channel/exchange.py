@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
 
-from inference.channel import bhttp, ehbp, ohttp
-from inference.channel.bhttp import Fields, RequestHead, ResponseHead
-from inference.channel.errors import ChannelError, ExchangeMisuse, MalformedMessage
-from inference.channel.hpke import TAG_LENGTH, PrivateKey
-from inference.channel.keyconfig import KeyConfiguration
-from inference.channel.limits import DEFAULT_LIMITS, Limits
-from inference.channel.padding import EventPadder, Padding, bucket, pad_json
-from inference.channel.shaping import Cells, CellStream, EhbpBox, OhttpBox, whole
+from adytum.inference.channel import bhttp, ehbp, ohttp
+from adytum.inference.channel.bhttp import Fields, RequestHead, ResponseHead
+from adytum.inference.channel.errors import ChannelError, ExchangeMisuse, MalformedMessage
+from adytum.inference.channel.hpke import TAG_LENGTH, PrivateKey
+from adytum.inference.channel.keyconfig import KeyConfiguration
+from adytum.inference.channel.limits import DEFAULT_LIMITS, Limits
+from adytum.inference.channel.padding import EventPadder, Padding, bucket, pad_json
+from adytum.inference.channel.shaping import Cells, CellStream, EhbpBox, OhttpBox, whole
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Headers of the outer HTTP response."""

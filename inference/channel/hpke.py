@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from inference.channel.errors import ExchangeMisuse, MalformedMessage, OpenFailed, UnknownKey
+from adytum.inference.channel.errors import ExchangeMisuse, MalformedMessage, OpenFailed, UnknownKey
 
 HASH_LENGTH = 32
 NONCE_LENGTH = 12

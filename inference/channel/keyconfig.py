@@ -7,8 +7,8 @@ configuration without that length.
 
 from dataclasses import dataclass
 
-from inference.channel.errors import MalformedMessage
-from inference.channel.hpke import PUBLIC_KEY_LENGTH, AeadId, KdfId, KemId, Suite
+from adytum.inference.channel.errors import MalformedMessage
+from adytum.inference.channel.hpke import PUBLIC_KEY_LENGTH, AeadId, KdfId, KemId, Suite
 
 MEDIA_TYPE = "application/ohttp-keys"
 OFFERED = ((KdfId.HKDF_SHA256, AeadId.AES_256_GCM),)

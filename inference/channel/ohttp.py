@@ -13,11 +13,17 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from inference.channel import hpke, varint
-from inference.channel.errors import ExchangeMisuse, MalformedMessage, MessageTooLarge, TruncatedMessage, UnknownKey
-from inference.channel.hpke import ENC_LENGTH, NONCE_LENGTH, TAG_LENGTH, Context, PrivateKey, Sequence, Suite
-from inference.channel.keyconfig import KeyConfiguration
-from inference.channel.limits import DEFAULT_LIMITS, Limits
+from adytum.inference.channel import hpke, varint
+from adytum.inference.channel.errors import (
+    ExchangeMisuse,
+    MalformedMessage,
+    MessageTooLarge,
+    TruncatedMessage,
+    UnknownKey,
+)
+from adytum.inference.channel.hpke import ENC_LENGTH, NONCE_LENGTH, TAG_LENGTH, Context, PrivateKey, Sequence, Suite
+from adytum.inference.channel.keyconfig import KeyConfiguration
+from adytum.inference.channel.limits import DEFAULT_LIMITS, Limits
 
 HEADER_LENGTH = 7
 _FINAL = b"final"

@@ -1,7 +1,7 @@
 """Receipts: a signed statement, inside the seal, of what was asked, what was answered and by which model.
 
 A receipt is a JWS in compact form (RFC 7515) with EdDSA over Ed25519 (RFC 8037), so any JOSE library can check one that
-a client kept. It travels in the trailer `cloister-receipt` of the answer's binary HTTP message (RFC 9292, 3.6); the
+a client kept. It travels in the trailer `adytum-receipt` of the answer's binary HTTP message (RFC 9292, 3.6); the
 key is in the evidence. The server keeps nothing.
 
 Hashes are SHA-256 in base64url without padding:
@@ -24,10 +24,10 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from inference.channel.errors import MalformedMessage, OpenFailed
+from adytum.inference.channel.errors import MalformedMessage, OpenFailed
 
-TRAILER = b"cloister-receipt"
-_TYPE = "cloister-receipt+jws"
+TRAILER = b"adytum-receipt"
+_TYPE = "adytum-receipt+jws"
 _STEP = 256
 _DIGITS = 10
 """Of the longest number that is hidden."""

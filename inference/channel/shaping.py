@@ -4,7 +4,7 @@ Every write of an answer's body has exactly `Cells.size` bytes on the wire: fram
 together, the first and the last one too. What is ready fills a cell, an event may be split over several, and a comment
 (WHATWG HTML, 9.2.6) between events fills the rest. An answer has `least` cells, or twice as many, and so on; the event
 with which a stream says that it is over is in the last of them, so that a client that stops reading there shows nothing
-either. When a cell leaves is for the gateway's clock (`inference/gateway/shaping.py`).
+either. When a cell leaves is for the gateway's clock (`inference/gateway/exchange/shaping.py`).
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from inference.channel import bhttp, ehbp, ohttp
-from inference.channel.errors import ExchangeMisuse
-from inference.channel.hpke import TAG_LENGTH
+from adytum.inference.channel import bhttp, ehbp, ohttp
+from adytum.inference.channel.errors import ExchangeMisuse
+from adytum.inference.channel.hpke import TAG_LENGTH
 
 SMALLEST = 256
 """Bytes of the smallest cell: below it most of a cell would be framing."""

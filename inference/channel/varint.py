@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from inference.channel.errors import ExchangeMisuse
+from adytum.inference.channel.errors import ExchangeMisuse
 
 
 @lru_cache(4096)

@@ -4,9 +4,9 @@ import json
 import re
 from http import HTTPStatus
 
-from inference.channel import ohttp
-from inference.client.errors import ClientError, NotVerified, ResponseForged, UpstreamRefused
-from inference.client.origin import Origin, printable
+from adytum.inference.channel import ohttp
+from adytum.inference.client.errors import ClientError, NotVerified, ResponseForged, UpstreamRefused
+from adytum.inference.client.origin import Origin, printable
 
 PROBLEM_LIMIT = 64 * 1024
 """Bytes read of an answer in the clear."""
@@ -24,7 +24,7 @@ def refusal(origin: Origin, status: int, content_type: str | None, retry_after: 
     """The error that an answer in the clear stands for. Nothing in it is authenticated."""
     if 200 <= status <= 299:
         return ResponseForged(
-            f"{origin} answered {status} without sealing, which no cloister backend does; the answer was not used. "
+            f"{origin} answered {status} without sealing, which no adytum backend does; the answer was not used. "
             "Check the address, and what stands before the backend."
         )
     if 300 <= status <= 399:
@@ -57,7 +57,7 @@ def key_is_unknown(error: ClientError) -> bool:
 def no_evidence(origin: Origin, error: ClientError) -> ClientError:
     """What an answer other than a document stands for where evidence was asked for."""
     if isinstance(error, UpstreamRefused) and error.status in (404, 405):
-        return NotVerified(f"{origin} has no evidence to give, so it is no cloister backend. Check the address.")
+        return NotVerified(f"{origin} has no evidence to give, so it is no adytum backend. Check the address.")
     return error
 
 

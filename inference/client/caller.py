@@ -8,12 +8,20 @@ from typing import Any, Protocol, Self
 import aiohttp
 import yarl
 
-from inference.channel.bhttp import Fields, ResponseHead
-from inference.client.answers import PROBLEM_LIMIT, is_sealed, key_is_unknown, no_evidence, refusal
-from inference.client.errors import ClientError, StaleDate, UpstreamRefused, UpstreamUnreachable
-from inference.client.session import DOCUMENT_LIMIT, SEALED_HEADERS, Challenge, ResponseReader, Session, Upstream, cut
+from adytum.inference.channel.bhttp import Fields, ResponseHead
+from adytum.inference.client.answers import PROBLEM_LIMIT, is_sealed, key_is_unknown, no_evidence, refusal
+from adytum.inference.client.errors import ClientError, StaleDate, UpstreamRefused, UpstreamUnreachable
+from adytum.inference.client.session import (
+    DOCUMENT_LIMIT,
+    SEALED_HEADERS,
+    Challenge,
+    ResponseReader,
+    Session,
+    Upstream,
+    cut,
+)
 
-_log = logging.getLogger("cloister.proxy")
+_log = logging.getLogger("adytum.proxy")
 CONNECT_SECONDS = 10.0
 EVIDENCE_SECONDS = 30.0
 """For evidence as a whole; making it can take a device seconds."""

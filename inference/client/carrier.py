@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import httpx2
 
-from attestation.policy import Policy
-from attestation.trust import TrustRoots
-from inference.client.answers import BUSY, is_sealed, refusal
-from inference.client.errors import (
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.policy.policy import Policy
+from adytum.inference.client.answers import BUSY, is_sealed, refusal
+from adytum.inference.client.errors import (
     ClientError,
     NotVerified,
     RequestRefused,
@@ -20,16 +20,8 @@ from inference.client.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-from inference.client.session import (
-    RECHECK_S,
-    SEALED_HEADERS,
-    Challenge,
-    ResponseReader,
-    Session,
-    Upstream,
-    cut,
-)
-from inference.client.workspace import Workspace
+from adytum.inference.client.session import RECHECK_S, SEALED_HEADERS, Challenge, ResponseReader, Session, Upstream, cut
+from adytum.inference.client.workspace import Workspace
 
 EVIDENCE_SECONDS = 30.0
 """For each network operation while evidence is fetched; making it can take a device seconds."""
@@ -124,9 +116,9 @@ def opens(response: httpx2.Response) -> bool:
 
 
 def answer(reader: ResponseReader, stream: Any, request: httpx2.Request) -> httpx2.Response:
-    """`extensions["cloister"]` is the `ResponseReader`, whose `receipt` is there once the content was read."""
+    """`extensions["adytum"]` is the `ResponseReader`, whose `receipt` is there once the content was read."""
     assert reader.head is not None
-    extensions = {"http_version": b"HTTP/1.1", "cloister": reader}
+    extensions = {"http_version": b"HTTP/1.1", "adytum": reader}
     return httpx2.Response(
         reader.head.status, headers=list(reader.head.fields), stream=stream, extensions=extensions, request=request
     )

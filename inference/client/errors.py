@@ -4,7 +4,7 @@ A transport raises them as the cause of an httpx2 exception, which the SDKs know
 None ever holds content or an API key.
 """
 
-from attestation.errors import AttestationError
+from adytum.attestation.core.errors import AttestationError
 
 
 class ClientError(Exception):

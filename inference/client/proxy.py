@@ -1,4 +1,4 @@
-"""`cloister proxy`: an OpenAI-compatible endpoint on this machine that verifies a backend before it sends anything.
+"""`adytum proxy`: an OpenAI-compatible endpoint on this machine that verifies a backend before it sends anything.
 
 Everything under `/v1/` is sealed, sent and opened. It serves programs on this machine, not web pages: a request whose
 Host is a foreign name (DNS rebinding) or that a page of another origin makes is refused.
@@ -20,14 +20,14 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attestation.errors import AttestationError
-from attestation.policy import Policy
-from attestation.trust import TrustRoots
-from inference.channel.limits import DEFAULT_LIMITS
-from inference.channel.receipts import TRAILER
-from inference.client.answers import BUSY
-from inference.client.caller import Caller, Reply
-from inference.client.errors import (
+from adytum.attestation.core.errors import AttestationError
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.policy.policy import Policy
+from adytum.inference.channel.limits import DEFAULT_LIMITS
+from adytum.inference.channel.receipts import TRAILER
+from adytum.inference.client.answers import BUSY
+from adytum.inference.client.caller import Caller, Reply
+from adytum.inference.client.errors import (
     ClientError,
     NotVerified,
     NoUpstream,
@@ -37,11 +37,11 @@ from inference.client.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-from inference.client.replicas import Replicas
-from inference.client.session import Upstream
-from inference.client.workspace import Workspace
+from adytum.inference.client.replicas import Replicas
+from adytum.inference.client.session import Upstream
+from adytum.inference.client.workspace import Workspace
 
-_log = logging.getLogger("cloister.proxy")
+_log = logging.getLogger("adytum.proxy")
 BODY_LIMIT = DEFAULT_LIMITS.message
 """Bytes of one request's body."""
 ANSWER_LIMIT = 2 * DEFAULT_LIMITS.message

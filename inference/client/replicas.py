@@ -23,13 +23,13 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
 
-from inference.channel.bhttp import Fields, ResponseHead, field
-from inference.client.answers import BUSY
-from inference.client.caller import Answer, Caller, Reply
-from inference.client.errors import ClientError, NoUpstream, RequestRefused, ResponseForged, UpstreamRefused
-from inference.client.session import Session
+from adytum.inference.channel.bhttp import Fields, ResponseHead, field
+from adytum.inference.client.answers import BUSY
+from adytum.inference.client.caller import Answer, Caller, Reply
+from adytum.inference.client.errors import ClientError, NoUpstream, RequestRefused, ResponseForged, UpstreamRefused
+from adytum.inference.client.session import Session
 
-_log = logging.getLogger("cloister.proxy")
+_log = logging.getLogger("adytum.proxy")
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds for which one that failed is left alone, by failures in a row. A longer `Retry-After` counts, up to 30."""
 LIST_LIMIT = 1 << 20

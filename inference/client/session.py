@@ -18,28 +18,22 @@ from dataclasses import dataclass, replace
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 
-from attestation.errors import AttestationError, PolicyError
-from attestation.limits import LIMITS as ATTESTATION_LIMITS
-from attestation.policy import Policy
-from attestation.release import Release
-from attestation.trust import TrustRoots
-from attestation.verify import VerifiedEvidence, verify
-from inference.channel import bhttp, keyconfig, ohttp
-from inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead, Trailers
-from inference.channel.errors import ChannelError, TruncatedMessage
-from inference.channel.hpke import KemId
-from inference.channel.keyconfig import KeyConfiguration
-from inference.channel.limits import DEFAULT_LIMITS
-from inference.channel.padding import bucket
-from inference.channel.receipts import TRAILER, Receipt, digest
-from inference.client.errors import (
-    ClientError,
-    NotVerified,
-    RequestRefused,
-    ResponseCut,
-    ResponseForged,
-)
-from inference.client.origin import Origin
+from adytum.attestation.core.errors import AttestationError, PolicyError
+from adytum.attestation.core.limits import LIMITS as ATTESTATION_LIMITS
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.policy.policy import Policy
+from adytum.attestation.reference.release import Release
+from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.inference.channel import bhttp, keyconfig, ohttp
+from adytum.inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead, Trailers
+from adytum.inference.channel.errors import ChannelError, TruncatedMessage
+from adytum.inference.channel.hpke import KemId
+from adytum.inference.channel.keyconfig import KeyConfiguration
+from adytum.inference.channel.limits import DEFAULT_LIMITS
+from adytum.inference.channel.padding import bucket
+from adytum.inference.channel.receipts import TRAILER, Receipt, digest
+from adytum.inference.client.errors import ClientError, NotVerified, RequestRefused, ResponseCut, ResponseForged
+from adytum.inference.client.origin import Origin
 
 KEMS = {"mlkem768-x25519": KemId.MLKEM768_X25519, "x25519": KemId.X25519}
 """Names of the KEMs, best first."""

@@ -1,6 +1,6 @@
 """Transports for httpx2 clients, and so for the OpenAI and Anthropic packages, that verify a backend, then talk to it.
 
-    transport = CloisterTransport(upstream="https://llm.example.org", policy=Policy.from_toml(path))
+    transport = AdytumTransport(upstream="https://llm.example.org", policy=Policy.from_toml(path))
     client = openai.OpenAI(base_url="https://llm.example.org/v1", http_client=httpx2.Client(transport=transport))
 
 Only requests for the upstream's own origin are taken. What goes wrong is raised as the httpx2 exception that the SDKs
@@ -20,13 +20,21 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 import httpx2
 
-from inference.client.answers import PROBLEM_LIMIT, key_is_unknown, no_evidence
-from inference.client.carrier import POOL_LIMITS, Transport, answer, busy_or_raise, cut_by, opens, raise_as_httpx2
-from inference.client.errors import ClientError, StaleDate, UpstreamRefused
-from inference.client.session import DOCUMENT_LIMIT, Challenge, ResponseReader, Session
+from adytum.inference.client.answers import PROBLEM_LIMIT, key_is_unknown, no_evidence
+from adytum.inference.client.carrier import (
+    POOL_LIMITS,
+    Transport,
+    answer,
+    busy_or_raise,
+    cut_by,
+    opens,
+    raise_as_httpx2,
+)
+from adytum.inference.client.errors import ClientError, StaleDate, UpstreamRefused
+from adytum.inference.client.session import DOCUMENT_LIMIT, Challenge, ResponseReader, Session
 
 
-class CloisterTransport(Transport, httpx2.BaseTransport):
+class AdytumTransport(Transport, httpx2.BaseTransport):
     """For `httpx2.Client`. Safe for several threads."""
 
     _new_lock = staticmethod(threading.Lock)
@@ -160,7 +168,7 @@ class _Stream(httpx2.SyncByteStream):
         self._response.close()
 
 
-class AsyncCloisterTransport(Transport, httpx2.AsyncBaseTransport):
+class AsyncAdytumTransport(Transport, httpx2.AsyncBaseTransport):
     """For `httpx2.AsyncClient`."""
 
     _new_lock = staticmethod(anyio.Lock)

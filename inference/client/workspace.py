@@ -11,9 +11,9 @@ import os
 import secrets
 from pathlib import Path
 
-from attestation.release import Release
-from inference.client.errors import NotVerified, RequestRefused
-from inference.client.session import Accepted
+from adytum.attestation.reference.release import Release
+from adytum.inference.client.errors import NotVerified, RequestRefused
+from adytum.inference.client.session import Accepted
 
 LOG = "evidence.log"
 RELEASES = "releases.json"

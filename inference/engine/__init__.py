@@ -1,0 +1,1 @@
+"""The engines: one vLLM process per model, started, isolated, supervised. Only run/launcher.py imports vllm."""

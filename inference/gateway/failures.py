@@ -11,10 +11,10 @@ from http import HTTPStatus
 
 from fastapi.responses import Response
 
-from inference.channel import ehbp
-from inference.channel.bhttp import Fields
-from inference.channel.errors import ChannelError, MessageTooLarge, OpenFailed, UnknownKey
-from inference.keys import Replayed
+from adytum.inference.channel import ehbp
+from adytum.inference.channel.bhttp import Fields
+from adytum.inference.channel.errors import ChannelError, MessageTooLarge, OpenFailed, UnknownKey
+from adytum.inference.gateway.keys import Replayed
 
 PROBLEM_JSON = "application/problem+json"
 OHTTP_KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
@@ -63,9 +63,9 @@ WRONG_MEDIA_TYPE = Problem(
 )
 PLAINTEXT_REFUSED = Problem(
     400,
-    "This backend opens sealed requests only, and nothing was forwarded. Use the cloister proxy or client, Oblivious "
+    "This backend opens sealed requests only, and nothing was forwarded. Use the adytum proxy or client, Oblivious "
     "HTTP at /.well-known/ohttp-gateway, or EHBP with the key from /.well-known/hpke-keys.",
-    "urn:cloister:problem:plaintext-refused",
+    "urn:adytum:problem:plaintext-refused",
 )
 FAULT = Problem(500, "The backend failed before the request was open. Nothing about the cause is disclosed.")
 NOT_FOUND = Problem(404, "There is nothing at this path.")

@@ -1,4 +1,4 @@
-"""Every quantity that a peer can size has its bound here; those of sealed messages: `inference.channel.limits`."""
+"""A bound for every peer-controlled size. Those of sealed messages are in `inference/channel/limits.py`."""
 
 from dataclasses import dataclass
 

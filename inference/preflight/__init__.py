@@ -4,9 +4,9 @@ Advice for operators, and no proof: a host can show its guest another CPU, and d
 clients rely on is the evidence. Nothing is changed here. What could not be found out is "unknown", and never "ok".
 """
 
-from inference.preflight import gpus, machine
-from inference.preflight.probe import Probe
-from inference.preflight.table import REQUIREMENTS, Row, as_json, as_text, meets
+from adytum.inference.preflight import gpus, machine
+from adytum.inference.preflight.probe import Probe
+from adytum.inference.preflight.table import REQUIREMENTS, Row, as_json, as_text, meets
 
 __all__ = ["REQUIREMENTS", "Probe", "Row", "as_json", "as_text", "meets", "rows"]
 

@@ -2,10 +2,10 @@
 
 import re
 
-from attestation.errors import CollectionError
-from attestation.nvidia.device import GpuInfo
-from inference.preflight.probe import Probe
-from inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
+from adytum.attestation.core.errors import CollectionError
+from adytum.attestation.nvidia.device import GpuInfo
+from adytum.inference.preflight.probe import Probe
+from adytum.inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
 
 _SUPPORTED = {
     "hopper": re.compile(r"\bH(100|200)\b"),

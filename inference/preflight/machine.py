@@ -4,8 +4,8 @@ import re
 import struct
 from dataclasses import dataclass
 
-from inference.preflight.probe import Probe
-from inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
+from adytum.inference.preflight.probe import Probe
+from adytum.inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
 
 
 @dataclass(frozen=True)

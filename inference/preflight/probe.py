@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attestation.nvidia.device import GpuInfo, NvidiaGpus
+from adytum.attestation.nvidia.device import GpuInfo, NvidiaGpus
 
 _READ_LIMIT = 64 * 1024
 

@@ -17,12 +17,12 @@ import click
 import httpx2
 import pytest
 
-from attestation.policy import Policy
-from inference.client.transport import CloisterTransport
+from adytum.attestation.policy.policy import Policy
+from adytum.inference.client.transport import AdytumTransport
 from tests.conftest import free_port
 from tests.support import ROOT
 
-IMAGE = Path(os.environ.get("CLOISTER_IMAGE", ROOT / "build" / "image"))
+IMAGE = Path(os.environ.get("ADYTUM_IMAGE", ROOT / "build" / "image"))
 MODELS = ("llama", "gemma", "e5")
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 # QEMU 7.2 emulates 5-level paging and CMPXCHG16B wrongly for Linux 6.12, which crashes in its first second with them.
@@ -85,7 +85,7 @@ def running(
     """Starts it; kills it at the end. `efi`: through the firmware, from the one EFI program. `memory`: in MiB."""
     port = free_port()
     console = folder / "console.log"
-    boot = ["-kernel", str(image / "cloister.efi")] if efi else ["-kernel", str(image / "vmlinuz")]
+    boot = ["-kernel", str(image / "adytum.efi")] if efi else ["-kernel", str(image / "vmlinuz")]
     if efi:
         boot += ["-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}"]
     else:
@@ -164,12 +164,12 @@ def _wait(machine: Machine, seconds: float) -> None:
     time.sleep(2)
 
 
-def attested(url: str, certificate: Path, context: ssl.SSLContext, folder: Path) -> CloisterTransport:
+def attested(url: str, certificate: Path, context: ssl.SSLContext, folder: Path) -> AdytumTransport:
     """What seals to this machine alone: a policy of what it shows now, made with the command that a client has."""
     policy = folder / "policy.toml"
     environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
-    command = [sys.executable, "-m", "inference", "policy", "init", "--upstream", url, "--out", str(policy)]
+    command = [sys.executable, "-m", "adytum.inference", "policy", "init", "--upstream", url, "--out", str(policy)]
     made = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert "simulated" in made.stderr
-    return CloisterTransport(upstream=url, policy=Policy.from_toml(policy), inner=httpx2.HTTPTransport(verify=context))
+    return AdytumTransport(upstream=url, policy=Policy.from_toml(policy), inner=httpx2.HTTPTransport(verify=context))

@@ -28,9 +28,9 @@ from tests.boot.machine import (
     serving,
     tell,
 )
-from tests.client.test_sdks import FAQ
+from tests.system.client.test_sdks import FAQ
 
-if os.environ.get("CLOISTER_BOOT_TEST") != "1":
+if os.environ.get("ADYTUM_BOOT_TEST") != "1":
     pytest.skip("boots virtual machines: make boot-test", allow_module_level=True)
 if shutil.which("qemu-system-x86_64") is None:
     pytest.skip("QEMU is missing: apt-get install qemu-system-x86", allow_module_level=True)
@@ -91,7 +91,7 @@ def test_the_firmware_starts_the_one_efi_program(tmp_path: Path) -> None:
 @pytest.mark.timeout(4 * INIT)
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_changed_bit_of_the_root_stops_it(tmp_path: Path, place: str) -> None:
-    size = int(re.findall(r"cloister\.root=[0-9a-f]{64}:(\d+)", command_line())[0])
+    size = int(re.findall(r"adytum\.root=[0-9a-f]{64}:(\d+)", command_line())[0])
     image = flipped(IMAGE / "root.img", tmp_path / "root.img", 40 if place == "first" else size - 4096)
     with running(tmp_path, disks={"root": image, **models()}, memory=2048) as machine:
         said = machine.ends(INIT)
@@ -117,11 +117,11 @@ def test_a_changed_bit_of_the_weights_stops_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda line: re.sub(r"(cloister\.root=)[0-9a-f]{4}", r"\g<1>0000", line), "dm-verity device corrupted"),
-        (lambda line: re.sub(r"cloister\.root=\S+", "", line), "no cloister.root="),
-        (lambda line: re.sub(r"(cloister\.model=llama:)[0-9a-f]{4}", r"\g<1>0000", line), "dm-verity device corrupted"),
-        (lambda line: re.sub(r"(cloister\.root=[0-9a-f]{64}):\d+", r"\g<1>:4096", line), "is not what root hash"),
-        (lambda line: line.replace("cloister.model=e5:", "cloister.model=e6:"), 'no disk with serial number "e6"'),
+        (lambda line: re.sub(r"(adytum\.root=)[0-9a-f]{4}", r"\g<1>0000", line), "dm-verity device corrupted"),
+        (lambda line: re.sub(r"adytum\.root=\S+", "", line), "no adytum.root="),
+        (lambda line: re.sub(r"(adytum\.model=llama:)[0-9a-f]{4}", r"\g<1>0000", line), "dm-verity device corrupted"),
+        (lambda line: re.sub(r"(adytum\.root=[0-9a-f]{64}):\d+", r"\g<1>:4096", line), "is not what root hash"),
+        (lambda line: line.replace("adytum.model=e5:", "adytum.model=e6:"), 'no disk with serial number "e6"'),
     ],
     ids=["root hash", "no root", "model's hash", "no tree there", "missing disk"],
 )

@@ -1,7 +1,7 @@
 """Who may ask comes on a disk, and changes while the machine runs.
 
 deploy/image/build.sh cpu tests/boot/callers.toml build/image-callers e5=...
-CLOISTER_BOOT_TEST=1 CLOISTER_CALLERS_IMAGE=build/image-callers pytest -s tests/boot/test_callers.py
+ADYTUM_BOOT_TEST=1 ADYTUM_CALLERS_IMAGE=build/image-callers pytest -s tests/boot/test_callers.py
 """
 
 import os
@@ -13,13 +13,13 @@ import openai
 import pytest
 
 from tests.boot.machine import attested, running, serving, tell
-from tests.callers.test_callers import entry, listed
-from tests.callers.test_disk import written
+from tests.unit.gateway.callers.test_callers import entry, listed
+from tests.unit.gateway.callers.test_disk import written
 
-IMAGE = Path(os.environ.get("CLOISTER_CALLERS_IMAGE", ""))
+IMAGE = Path(os.environ.get("ADYTUM_CALLERS_IMAGE", ""))
 
-if os.environ.get("CLOISTER_BOOT_TEST") != "1" or not os.environ.get("CLOISTER_CALLERS_IMAGE"):
-    pytest.skip("boots a virtual machine of an image of its own: CLOISTER_CALLERS_IMAGE", allow_module_level=True)
+if os.environ.get("ADYTUM_BOOT_TEST") != "1" or not os.environ.get("ADYTUM_CALLERS_IMAGE"):
+    pytest.skip("boots a virtual machine of an image of its own: ADYTUM_CALLERS_IMAGE", allow_module_level=True)
 if shutil.which("qemu-system-x86_64") is None:
     pytest.skip("QEMU is missing: apt-get install qemu-system-x86", allow_module_level=True)
 

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from inference.config import ConfigError, parse
+from adytum.inference.core.config import ConfigError, parse
 from tests.support import ROOT
 
 CHART = ROOT / "deploy" / "chart"
@@ -20,7 +20,7 @@ CONFIG = (ROOT / "deploy" / "config" / "h100-llama.toml").read_text()
 CONFIG = re.sub(r'(?m)^replica = "[^"]*"', 'replica = "@REPLICA@"', CONFIG)
 VALUES: dict[str, Any] = {
     "replicas": 3,
-    "image": {"repository": "registry.example.org/cloister-gpu", "digest": DIGEST},
+    "image": {"repository": "registry.example.org/adytum-gpu", "digest": DIGEST},
     "config": CONFIG,
     "weights": {"claim": "weights"},
 }
@@ -136,7 +136,7 @@ def test_each_replica_has_its_configuration_and_a_service_of_its_own() -> None:
     stateful = one(documents, "StatefulSet")["spec"]
     assert one(documents, "Service", stateful["serviceName"])["spec"]["clusterIP"] == "None"
     (backend,) = pod(documents)["containers"]
-    assert backend["args"] == ["serve", "--config", "/etc/cloister/backends/$(POD_NAME).toml"]
+    assert backend["args"] == ["serve", "--config", "/etc/adytum/backends/$(POD_NAME).toml"]
     assert backend["env"][0]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
 
 
@@ -173,7 +173,7 @@ def test_containers_are_hardened(values: dict[str, Any]) -> None:
         assert not ({"hostPath"} & set(volume))
         assert volume.get("emptyDir", {"medium": "Memory"})["medium"] == "Memory"
     for mount in spec["containers"][0]["volumeMounts"]:
-        assert mount.get("readOnly", False) == (mount["mountPath"] not in ("/run/cloister", "/tmp"))
+        assert mount.get("readOnly", False) == (mount["mountPath"] not in ("/run/adytum", "/tmp"))
 
 
 def test_probes_ask_the_gateway_and_drain_fits_into_the_grace_period() -> None:
@@ -228,6 +228,6 @@ def test_every_selector_finds_the_pods() -> None:
 def test_a_fault_in_a_template_is_seen(tmp_path: Path) -> None:
     shutil.copytree(CHART, tmp_path / "chart")
     path = tmp_path / "chart" / "templates" / "statefulset.yaml"
-    path.write_text(path.read_text().replace('include "cloister.selector"', 'include "cloister.selecter"', 1))
+    path.write_text(path.read_text().replace('include "adytum.selector"', 'include "adytum.selecter"', 1))
     with pytest.raises(helm.HelmError):
         render(chart=tmp_path / "chart")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.launch.support import write_machine
-from tests.deploy.launch.test_launch import toml
+from tests.unit.launch.support import write_machine
+from tests.unit.launch.test_launch import toml
 
-pytest.importorskip("sevsnpmeasure", reason="needs sev-snp-measure: pip install 'cloister[deploy]'")
+pytest.importorskip("sevsnpmeasure", reason="needs sev-snp-measure: pip install 'adytum[deploy]'")
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,12 +24,12 @@ def folder(tmp_path: Path) -> Path:
     at.mkdir()
     config = write_machine(at, gpus={"devices": ["0000:21:00.0"], "admin_tool": "/opt/gpu-admin-tools/t.py"})
     toml(config, at / "vm.toml")
-    for name in ("backend.toml", "backend-0.2.0.toml", "cloister-h100.raw", "cloister-h100-0.2.0.raw"):
+    for name in ("backend.toml", "backend-0.2.0.toml", "adytum-h100.raw", "adytum-h100-0.2.0.raw"):
         (at / name).write_text(name)
     shutil.copytree(Path(__file__).parent / "hosts/genoa-h100", at / "recorded-host", symlinks=True)
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, module in (("cloister", "-m inference"), ("python", "")):
+    for name, module in (("adytum", "-m adytum.inference"), ("python", "")):
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
         (programs / name).chmod(0o755)
     return at

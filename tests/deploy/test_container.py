@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from attestation.policy import Policy
-from inference.config import Config, parse
+from adytum.attestation.policy.policy import Policy
+from adytum.inference.core.config import Config, parse
 from tests.support import ROOT
 
 FOLDER = ROOT / "deploy" / "container"

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from inference.config import parse
-from inference.telemetry import GAUGES, LABELS
-from tests.gateway.support import running_gateway
+from adytum.inference.core.config import parse
+from adytum.inference.gateway.accounting.telemetry import GAUGES, LABELS
 from tests.support import ROOT, config_text
+from tests.unit.gateway.support import running_gateway
 
 FOLDER = ROOT / "deploy" / "grafana"
-DASHBOARD: dict[str, Any] = json.loads((FOLDER / "cloister.json").read_text())
+DASHBOARD: dict[str, Any] = json.loads((FOLDER / "adytum.json").read_text())
 RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [
@@ -28,7 +28,7 @@ QUERIES = [
 ]
 # Prometheus's own: the target's labels, a histogram's, and whether a target answers.
 _THEIRS = {"instance", "job", "le"}
-_METRIC = re.compile(r"\b((?:cloister|process)_[a-z_]+)")
+_METRIC = re.compile(r"\b((?:adytum|process)_[a-z_]+)")
 _NAMES = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
 _GROUPED = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 
@@ -66,11 +66,11 @@ def test_every_query_asks_for_what_there_is(said: set[str]) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "cloister_nothing",
-        'cloister_step{prompt="x"}',
-        "sum by (user) (cloister_step)",
-        "rate(cloister_requests[5m])",
-        "label_values(cloister_step, prompt)",
+        "adytum_nothing",
+        'adytum_step{prompt="x"}',
+        "sum by (user) (adytum_step)",
+        "rate(adytum_requests[5m])",
+        "label_values(adytum_step, prompt)",
     ],
 )
 def test_a_query_for_something_else_is_found(query: str, said: set[str]) -> None:
@@ -79,9 +79,9 @@ def test_a_query_for_something_else_is_found(query: str, said: set[str]) -> None
 
 def test_every_metric_of_ours_is_on_the_dashboard(said: set[str]) -> None:
     shown = {metric for query in QUERIES for metric in _METRIC.findall(query)}
-    ours = {name for name in said if name.startswith("cloister_") and not name.endswith(("_sum", "_count"))}
+    ours = {name for name in said if name.startswith("adytum_") and not name.endswith(("_sum", "_count"))}
     # It counts the gateway's view; the engine's own is shown.
-    assert ours - shown == {"cloister_engine_requests"}
+    assert ours - shown == {"adytum_engine_requests"}
 
 
 def test_panels_are_whole() -> None:
@@ -134,7 +134,7 @@ def test_prometheus_takes_the_rules() -> None:
 def test_a_changed_rule_fails_its_test(tmp_path: Path) -> None:
     text = (FOLDER / "alerts.yaml").read_text()
     (tmp_path / "alerts.yaml").write_text(
-        text.replace("cloister_key_expires_seconds < 30", "cloister_key_expires_seconds < -9000")
+        text.replace("adytum_key_expires_seconds < 30", "adytum_key_expires_seconds < -9000")
     )
     shutil.copy(FOLDER / "alerts_test.yaml", tmp_path)
     assert promtool("test", "rules", "alerts_test.yaml", cwd=tmp_path).returncode == 1

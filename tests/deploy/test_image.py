@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from inference.config import load
+from adytum.inference.core.config import load
 from tests.support import ROOT
 
 FOLDER = ROOT / "deploy" / "image"
-UNIT = ROOT / "deploy" / "units" / "cloister.service"
+UNIT = ROOT / "deploy" / "units" / "adytum.service"
 WORST = 4.5
 """`systemd-analyze security` gives 0 (locked up) to 10; what remains is in docs/image.md, each with its reason."""
 
@@ -26,10 +26,10 @@ def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[s
 
 
 def exposure(unit: str, folder: Path) -> float:
-    path = folder / "cloister.service"
+    path = folder / "adytum.service"
     path.write_text(unit)
     found = run("systemd-analyze", "security", "--offline=true", str(path))
-    return float(re.findall(r"Overall exposure level for cloister\.service: ([\d.]+)", found.stdout)[0])
+    return float(re.findall(r"Overall exposure level for adytum\.service: ([\d.]+)", found.stdout)[0])
 
 
 @with_systemd
@@ -44,10 +44,10 @@ def test_the_unit_is_hardened(tmp_path: Path) -> None:
 
 @with_systemd
 def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    path = tmp_path / "cloister.service"
-    path.write_text(UNIT.read_text().replace("/opt/cloister/gateway/bin/python", "/bin/true"))
+    path = tmp_path / "adytum.service"
+    path.write_text(UNIT.read_text().replace("/opt/adytum/gateway/bin/python", "/bin/true"))
     found = run("systemd-analyze", "verify", str(path))
-    assert "cloister.service" not in found.stderr, found.stderr
+    assert "adytum.service" not in found.stderr, found.stderr
     path.write_text(path.read_text().replace("LimitCORE=0", "LimitCoffee=0"))
     assert "LimitCoffee" in run("systemd-analyze", "verify", str(path)).stderr
 

@@ -8,19 +8,19 @@ import click
 import pytest
 import yaml
 
-from deploy.launch.__main__ import main as launch
-from deploy.weights.image import main as weights_image
-from inference.__main__ import main as cloister
-from inference.lifecycle import Step
+from adytum.deploy.launch.__main__ import main as launch
+from adytum.deploy.weights.image import main as weights_image
+from adytum.inference.__main__ import main as adytum
+from adytum.inference.core.lifecycle import Step
 from tests.deploy.test_commands_in_docs import ROOT, blocks, folder, run
 
 __all__ = ["folder"]
 RUNBOOK = "deploy/README.md"
 TEXT = (ROOT / RUNBOOK).read_text()
 GROUPS = {
-    "cloister": cloister,
-    "python -m deploy.launch": launch,
-    "python -m deploy.weights.image": weights_image,
+    "adytum": adytum,
+    "python -m adytum.deploy.launch": launch,
+    "python -m adytum.deploy.weights.image": weights_image,
 }
 
 
@@ -53,8 +53,8 @@ def test_what_cannot_run_here_exists(line: str) -> None:
             _parses(group, words)
             return
     words = shlex.split(line)
-    if words[:3] == ["python", "-m", "attestation"]:
-        from attestation.__main__ import _parser
+    if words[:3] == ["python", "-m", "adytum.attestation"]:
+        from adytum.attestation.__main__ import _parser
 
         _parser().parse_args(words[3:])
     elif words[0] != "curl":
@@ -78,9 +78,9 @@ def _parses(command: click.Command, words: list[str]) -> None:
 
 def test_a_command_that_does_not_exist_is_seen() -> None:
     with pytest.raises(AssertionError):
-        _parses(cloister, ["measure", "--colour", "red"])
+        _parses(adytum, ["measure", "--colour", "red"])
     with pytest.raises(AssertionError):
-        _parses(cloister, ["mesure"])
+        _parses(adytum, ["mesure"])
 
 
 def test_every_alert_has_its_row() -> None:

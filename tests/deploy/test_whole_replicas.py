@@ -13,7 +13,7 @@ import pytest
 from tests.system.cluster import NAMES, ROGUE, Cluster, Load, running_cluster, wait_for
 
 pytestmark = [
-    pytest.mark.skipif("CLOISTER_DEPLOY_TEST" not in os.environ, reason="minutes long: make deploy-test"),
+    pytest.mark.skipif("ADYTUM_DEPLOY_TEST" not in os.environ, reason="minutes long: make deploy-test"),
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed (apt-get install haproxy)"),
     pytest.mark.timeout(900),
 ]

@@ -1,27 +1,11 @@
-"""What the engine tests share: the engines' interpreter and the demo models, which `make test` provides."""
+"""What the engine tests share."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from inference.engine.process import EngineSpec
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@pytest.fixture(scope="session")
-def engine_python() -> Path:
-    python = ROOT / ".venv-engine" / "bin" / "python"
-    assert python.exists(), "no engines' environment: run the tests with `make test`"
-    return python
-
-
-@pytest.fixture(scope="session")
-def models() -> Path:
-    folder = ROOT / "var" / "models"
-    assert (folder / "llama-awq").is_dir(), "no demo models: run the tests with `make test`"
-    return folder
+from adytum.inference.engine.run.process import EngineSpec
 
 
 @pytest.fixture

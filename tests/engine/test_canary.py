@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from inference.engine import canary
-from inference.engine.canary import PROMPTS, TOKENS, Answers, CanaryFailed, Golden, Token, compare
-from inference.engine.process import Engine, EngineSpec
-from inference.engine.weights import Manifest
+from adytum.inference.engine.run.process import Engine, EngineSpec
+from adytum.inference.engine.supervise import canary
+from adytum.inference.engine.supervise.canary import PROMPTS, TOKENS, Answers, CanaryFailed, Golden, Token, compare
+from adytum.inference.engine.weights.weights import Manifest
 
 Make = Callable[..., EngineSpec]
 ROOT = bytes(range(32))
@@ -102,7 +102,7 @@ def test_another_embedding_fails(vector: tuple[float, ...]) -> None:
 
 
 def test_a_file_of_golden_answers(tmp_path: Path) -> None:
-    path = tmp_path / "cloister-canary.json"
+    path = tmp_path / "adytum-canary.json"
     for golden in (GOLDEN, EMBEDDING):
         golden.save(path)
         assert Golden.load(path, ROOT) == golden
@@ -253,7 +253,7 @@ def test_real_engines_sound_and_with_one_damaged_tensor(spec: Make, models: Path
             for engine in engines:
                 await engine.start()
             await asyncio.gather(*(engine.wait_ready(240) for engine in engines))
-            golden = Golden.load(models / "llama-awq" / "cloister-canary.json", _root(models / "llama-awq"))
+            golden = Golden.load(models / "llama-awq" / "adytum-canary.json", _root(models / "llama-awq"))
             await canary.check(sound.socket, sound.id, golden, 60)
             load = [asyncio.create_task(canary.ask(sound.socket, sound.id, "generate", 60)) for _ in range(8)]
             await canary.check(sound.socket, sound.id, golden, 60)
@@ -261,7 +261,7 @@ def test_real_engines_sound_and_with_one_damaged_tensor(spec: Make, models: Path
             assert (await canary.ask(bad.socket, bad.id, "generate", 60)).tokens, "the damaged engine answers"
             with pytest.raises(CanaryFailed, match=r"should be|nats"):
                 await canary.check(bad.socket, bad.id, golden, 60)
-            golden_e5 = Golden.load(models / "e5" / "cloister-canary.json", _root(models / "e5"))
+            golden_e5 = Golden.load(models / "e5" / "adytum-canary.json", _root(models / "e5"))
             with pytest.raises(CanaryFailed, match="cosine"):
                 await canary.check(bad_e5.socket, bad_e5.id, golden_e5, 60)
             with pytest.raises(CanaryFailed, match="no answer"):
@@ -275,4 +275,4 @@ def test_real_engines_sound_and_with_one_damaged_tensor(spec: Make, models: Path
 
 
 def _root(folder: Path) -> bytes:
-    return Manifest.load(folder / "cloister-manifest.json").root
+    return Manifest.load(folder / "adytum-manifest.json").root

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.faq import Entry, FaqError, load, parse
+from adytum.deploy.demo.faq import Entry, FaqError, load, parse
 from tests.engine.conftest import ROOT
 
 PAGE = """# Title

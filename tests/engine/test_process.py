@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from inference.engine.process import Engine, EngineError, EngineSpec, command, environment
+from adytum.inference.engine.run.process import Engine, EngineError, EngineSpec, command, environment
 from tests.engine.conftest import ROOT
 
 Make = Callable[..., EngineSpec]
@@ -27,7 +27,7 @@ READY_SECONDS = 240
 BACKEND = """
 import asyncio, json, sys
 from pathlib import Path
-from inference.engine.process import Engine, EngineSpec
+from adytum.inference.engine.run.process import Engine, EngineSpec
 async def main():
     fields = json.loads(sys.argv[1])
     paths = {name: Path(fields.pop(name)) for name in ("python", "socket", "log")}
@@ -40,7 +40,7 @@ asyncio.run(main())
 
 
 def test_command_and_environment_are_explicit(spec: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CLOISTER_API_KEY", CANARY)
+    monkeypatch.setenv("ADYTUM_API_KEY", CANARY)
     monkeypatch.setenv("HF_TOKEN", CANARY)
     made = spec(aliases=("llama",), arguments=("--max-model-len", "512"), environment={"A": "b"})
     values = environment(made, tmp_path)
@@ -58,7 +58,7 @@ def test_command_and_environment_are_explicit(spec: Make, monkeypatch: pytest.Mo
 
 def test_a_ready_engine_and_the_death_of_its_guard(spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """One start, everything that needs a ready engine; then the hardest end: the guard itself is killed."""
-    monkeypatch.setenv("CLOISTER_API_KEY", CANARY)
+    monkeypatch.setenv("ADYTUM_API_KEY", CANARY)
     asyncio.run(_ready_engine(spec()))
 
 
@@ -87,7 +87,7 @@ async def _ready_engine(made: EngineSpec) -> None:
             about = Path(f"/proc/{process}/environ")
             if os.getuid() == 0:
                 assert CANARY.encode() not in about.read_bytes()
-                assert b"CLOISTER" not in about.read_bytes()
+                assert b"ADYTUM" not in about.read_bytes()
             else:
                 # Not dumpable: not even the same user may read its memory or environment.
                 with pytest.raises(PermissionError):
@@ -232,13 +232,13 @@ def _is_tracker(process: int) -> bool:
 
 
 def _first_answer() -> str:
-    from deploy.demo.faq import load
+    from adytum.deploy.demo.faq import load
 
     return load(ROOT / "docs" / "faq.md")[0].answer
 
 
 async def _answer(made: EngineSpec) -> str:
-    from deploy.demo.faq import load
+    from adytum.deploy.demo.faq import load
 
     question = load(ROOT / "docs" / "faq.md")[0].question
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(made.socket))) as http:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-SANDBOX = Path(__file__).resolve().parents[2] / "inference" / "engine" / "sandbox.py"
+SANDBOX = Path(__file__).resolve().parents[2] / "inference" / "engine" / "run" / "sandbox.py"
 USER = 64_123
 # Escapes by name; each returns what it got, or raises.
 HOSTILE = """
@@ -55,7 +55,7 @@ def signal(): os.kill(told["pid"], 0); return "reached"
 def write_model():
     with open(told["model"], "r+b") as f: f.write(b"w"); return "written"
 def write_system():
-    p = Path("/usr/lib/cloister-test"); p.write_text("x"); p.unlink(); return "written"
+    p = Path("/usr/lib/adytum-test"); p.write_text("x"); p.unlink(); return "written"
 def mount():
     if libc.mount(b"tmpfs", told["writable"][0].encode(), b"tmpfs", 0, None): raise OSError(ctypes.get_errno(), "mount")
     libc.umount2(told["writable"][0].encode(), 2); return "mounted"
@@ -125,17 +125,17 @@ class World:
 def world() -> Iterator[World]:
     if os.getuid() != 0:
         pytest.skip("what fails in the sandbox is shown to work for root outside it")
-    folder = Path(tempfile.mkdtemp(prefix="cloister-sandbox-"))
+    folder = Path(tempfile.mkdtemp(prefix="adytum-sandbox-"))
     for name in ("home", "model", "gateway", "neighbour"):
         (folder / name).mkdir(mode=0o755)
     os.chown(folder / "home", USER, USER)
     (folder / "model" / "weights").write_text("weights")
     (folder / "gateway" / "secret").write_text("the key")
     (folder / "neighbour" / "engine.sock").touch()
-    in_tmp, in_shm = Path("/tmp/cloister-test-tmp"), Path("/dev/shm/cloister-test-shm")
+    in_tmp, in_shm = Path("/tmp/adytum-test-tmp"), Path("/dev/shm/adytum-test-shm")
     for path in (in_tmp, in_shm):
         path.write_text("another's")
-    marker = f"cloister-marker-{os.getpid()}"
+    marker = f"adytum-marker-{os.getpid()}"
     gateway = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)", marker], env={"SECRET": "in the environment"}
     )

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from inference.config import Model
-from inference.engine import process, supervisor
-from inference.engine.canary import CanaryFailed
-from inference.engine.fleet import Fleet
-from inference.engine.process import EngineError, EngineSpec
-from inference.engine.supervisor import State, Supervisor, Timing
-from inference.gateway.admission import EngineCall
-from inference.gateway.engines import EngineCut, Engines, EngineUnavailable
+from adytum.inference.core.config import Model
+from adytum.inference.engine.run import process
+from adytum.inference.engine.run.process import EngineError, EngineSpec
+from adytum.inference.engine.supervise import supervisor
+from adytum.inference.engine.supervise.canary import CanaryFailed
+from adytum.inference.engine.supervise.fleet import Fleet
+from adytum.inference.engine.supervise.supervisor import State, Supervisor, Timing
+from adytum.inference.gateway.admission.admission import EngineCall
+from adytum.inference.gateway.exchange.engines import EngineCut, Engines, EngineUnavailable
 
 _TIMING = Timing(ready=10, hung=0.6, canary=3600, poll=0.05)
 _CHAT = "/v1/chat/completions"

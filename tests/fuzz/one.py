@@ -4,7 +4,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["inference", "tests.fuzz"]):
+with atheris.instrument_imports(include=["adytum", "tests.fuzz"]):
     from tests.fuzz.targets import TARGETS
 
 if __name__ == "__main__":

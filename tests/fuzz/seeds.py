@@ -2,15 +2,15 @@
 
 import json
 
-from inference.channel import bhttp, hpke, keyconfig
-from inference.channel.bhttp import RequestHead, ResponseHead
-from inference.channel.hpke import KemId
-from inference.channel.keyconfig import KeyConfiguration
+from adytum.inference.channel import bhttp, hpke, keyconfig
+from adytum.inference.channel.bhttp import RequestHead, ResponseHead
+from adytum.inference.channel.hpke import KemId
+from adytum.inference.channel.keyconfig import KeyConfiguration
 from tests.pictures import REDS, data_url, png
 
 _REQUEST = RequestHead("POST", "https", "a", "/v1/x?y", ((b"authorization", b"Bearer k"), (b"accept", b"")))
 _RESPONSE = ResponseHead(200, ((b"content-type", b"text/event-stream"),))
-_TRAILERS = ((b"cloister-receipt", b"a.b.c"),)
+_TRAILERS = ((b"adytum-receipt", b"a.b.c"),)
 _BODIES = [
     {"model": "latest", "messages": [{"role": "user", "content": "hello"}], "stream": True, "stream_options": None},
     {"model": "latest", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},

@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inference.callers import Callers
-from inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
-from inference.channel.bhttp import Content, Event, RequestHead, ResponseHead, Trailers
-from inference.channel.errors import ChannelError
-from inference.channel.exchange import InnerRequest
-from inference.channel.hpke import KemId
-from inference.channel.keyconfig import KeyConfiguration
-from inference.channel.limits import Limits
-from inference.channel.receipts import Receipt
-from inference.config import parse
-from inference.gateway import images
-from inference.gateway.admission import ROUTES, Admission, EngineCall
-from inference.gateway.evidence import EvidenceService
-from inference.gateway.failures import Refused
-from inference.gateway.rewrite import REFUSED
+from adytum.inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
+from adytum.inference.channel.bhttp import Content, Event, RequestHead, ResponseHead, Trailers
+from adytum.inference.channel.errors import ChannelError
+from adytum.inference.channel.exchange import InnerRequest
+from adytum.inference.channel.hpke import KemId
+from adytum.inference.channel.keyconfig import KeyConfiguration
+from adytum.inference.channel.limits import Limits
+from adytum.inference.channel.receipts import Receipt
+from adytum.inference.core.config import parse
+from adytum.inference.gateway.admission import images
+from adytum.inference.gateway.admission.admission import ROUTES, Admission, EngineCall
+from adytum.inference.gateway.admission.rewrite import REFUSED
+from adytum.inference.gateway.callers.callers import Callers
+from adytum.inference.gateway.edge.evidence import EvidenceService
+from adytum.inference.gateway.failures import Refused
 
 LIMITS = Limits(message=4096, chunk=2048, frame=2064, chunks=64, control=512, field_lines=8, field_section=512)
 _KEY = hpke.generate(KemId.X25519)

@@ -27,6 +27,8 @@ def test_random_bytes_break_nothing(name: str, data: bytes) -> None:
 
 def test_a_target_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gateway that passed a body on as it came would fail the sentence."""
-    monkeypatch.setattr("inference.gateway.rewrite.for_engine", lambda body, salt: (b'{"cache_salt":"mine"}', 1))
+    monkeypatch.setattr(
+        "adytum.inference.gateway.admission.rewrite.for_engine", lambda body, salt: (b'{"cache_salt":"mine"}', 1)
+    )
     with pytest.raises(Broken):
         json_admission(seeds()["json_admission"][0])

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from inference.config import parse
+from adytum.inference.core.config import parse
 from tests.conftest import free_port
 from tests.support import ROOT, config_text
 
@@ -84,7 +84,7 @@ class Whole(Replica):
 
     @property
     def command(self) -> list[str]:
-        return ["inference", "serve", "--config", str(self.folder / "backend.toml")]
+        return ["adytum.inference", "serve", "--config", str(self.folder / "backend.toml")]
 
     def ready(self) -> bool:
         return get(f"https://127.0.0.1:{self.port}/readyz", ssl._create_unverified_context()) == 200
@@ -154,9 +154,9 @@ class Cluster:
 
     @contextmanager
     def proxy(self, *upstreams: str) -> Iterator[str]:
-        """A real `cloister proxy` process; gives its origin."""
+        """A real `adytum proxy` process; gives its origin."""
         port = free_port()
-        command = [sys.executable, "-m", "inference", "proxy", "--port", str(port), "--policy", str(self.policy)]
+        command = [sys.executable, "-m", "adytum.inference", "proxy", "--port", str(port), "--policy", str(self.policy)]
         for upstream in upstreams:
             command += ["--upstream", upstream]
         log_path = self.folder / f"proxy-{port}.log"

@@ -12,8 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
-from inference.config import load
-from tests.gateway.support import ScriptedEngine, running_gateway
+from adytum.inference.core.config import load
+from tests.unit.gateway.support import ScriptedEngine, running_gateway
 
 
 class Recording(ScriptedEngine):

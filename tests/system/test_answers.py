@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from deploy.demo.faq import load
-from inference.channel import ohttp
-from inference.gateway.app import GATEWAY_PATH
+from adytum.deploy.demo.faq import load
+from adytum.inference.channel import ohttp
+from adytum.inference.gateway.edge.app import GATEWAY_PATH
 from tests.conftest import RunningBackend
 from tests.support import ROOT, open_answer, seal, sealed_chat
 

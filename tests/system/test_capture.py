@@ -10,11 +10,11 @@ import httpx2
 import openai
 import pytest
 
-from attestation.policy import Policy
-from attestation.trust import TrustRoots
-from deploy.demo.faq import load
-from deploy.demo.relay import Relay
-from inference.client.transport import CloisterTransport
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.policy.policy import Policy
+from adytum.deploy.demo.faq import load
+from adytum.deploy.demo.relay import Relay
+from adytum.inference.client.transport import AdytumTransport
 from tests.conftest import RunningBackend
 from tests.support import ROOT
 
@@ -38,7 +38,7 @@ def relayed(backend: RunningBackend) -> Iterator[tuple[Relay, str]]:
 
 
 def client(backend: RunningBackend, url: str, workspace: Path | None = None) -> openai.OpenAI:
-    transport = CloisterTransport(
+    transport = AdytumTransport(
         upstream=url, policy=Policy.from_toml(backend.policy_path), trust=TrustRoots(), workspace=workspace
     )
     return openai.OpenAI(

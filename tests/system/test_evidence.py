@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from attestation.errors import AttestationError, PolicyError
-from attestation.policy import Policy
-from attestation.trust import TrustRoots
-from attestation.verify import VerifiedEvidence, verify
-from inference.channel import keyconfig
-from inference.gateway.app import GATEWAY_PATH
+from adytum.attestation.core.errors import AttestationError, PolicyError
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.policy.policy import Policy
+from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.inference.channel import keyconfig
+from adytum.inference.gateway.edge.app import GATEWAY_PATH
 from tests.conftest import RunningBackend
 from tests.support import ROOT
 
@@ -40,7 +40,7 @@ def test_the_claims_are_what_runs(backend: RunningBackend) -> None:
     assert {model.id for model in claims.models} == {backend.llama, backend.gemma, backend.e5}
     for model in claims.models:
         folder = ROOT / "var" / "models" / model.id.removeprefix("demo/")
-        manifest = json.loads((folder / "cloister-manifest.json").read_text())
+        manifest = json.loads((folder / "adytum-manifest.json").read_text())
         assert model.weights_root.hex() == manifest["root"]
         weights = next(item for item in manifest["files"] if "model.safetensors" in item.values())
         assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in weights.values()
@@ -75,14 +75,24 @@ def test_no_canary_of_ours_reached_the_backends_log_or_an_engines(backend: Runni
 
 def test_a_policy_from_the_running_backend_accepts_it(backend: RunningBackend, tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
-    command = [sys.executable, "-m", "inference", "policy", "init", "--upstream", backend.url, "--out", str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "adytum.inference",
+        "policy",
+        "init",
+        "--upstream",
+        backend.url,
+        "--out",
+        str(path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
     assert "simulated" in done.stderr
     made = Policy.from_toml(path)
     assert made.models.roots != "any"
     assert made.configuration.accepted == {hashlib.sha256(backend.config_path.read_bytes()).digest()}
-    fetch = [sys.executable, "-m", "attestation", "fetch", backend.url, "--policy", str(path)]
+    fetch = [sys.executable, "-m", "adytum.attestation", "fetch", backend.url, "--policy", str(path)]
     assert subprocess.run(fetch, cwd=ROOT, capture_output=True, text=True, timeout=60).returncode == 0
     nowhere = [*command[:-3], "http://127.0.0.1:1", "--out", str(path)]
     refused = subprocess.run(nowhere, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -4,15 +4,15 @@ import itertools
 import json
 import re
 
-from inference.channel.exchange import InnerRequest
-from inference.config import parse
-from inference.gateway import usage
-from inference.gateway.admission import EngineCall
+from adytum.inference.channel.exchange import InnerRequest
+from adytum.inference.core.config import parse
+from adytum.inference.gateway.accounting import usage
+from adytum.inference.gateway.admission.admission import EngineCall
 from tests.conftest import RunningBackend
-from tests.gateway.support import admission_of
 from tests.pictures import data_url, png
 from tests.support import ROOT, config_text
 from tests.system.test_answers import FAQ, ask_engine
+from tests.unit.gateway.support import admission_of
 
 KEYS = ("sk-one", "sk-two")
 # Several of the cache's blocks long.

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from attestation.policy import Policy
-from inference.client.session import SEALED_HEADERS, Upstream
+from adytum.attestation.policy.policy import Policy
+from adytum.inference.client.session import SEALED_HEADERS, Upstream
 from tests.system.cluster import (
     CHAT,
     CLIENTS,

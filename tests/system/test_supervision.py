@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from inference.channel import ohttp
-from inference.gateway.app import GATEWAY_PATH
+from adytum.inference.channel import ohttp
+from adytum.inference.gateway.edge.app import GATEWAY_PATH
 from tests.conftest import free_port, wait_until_serving
 from tests.support import ROOT, Answer, Wire, config_text, open_answer, seal, sealed_chat
 
@@ -80,7 +80,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Two]:
     config.write_text(text)
     log = folder / "backend.log"
     with log.open("wb") as out:
-        command = [sys.executable, "-m", "inference", "serve", "--config", str(config)]
+        command = [sys.executable, "-m", "adytum.inference", "serve", "--config", str(config)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
     try:
         wait_until_serving(f"http://127.0.0.1:{port}", process, log)

@@ -1,5 +1,5 @@
 {{/* A replica's name is <this>-<number>: at most 63 characters of [a-z0-9-], as server.replica takes it. */}}
-{{- define "cloister.name" -}}
+{{- define "adytum.name" -}}
 {{- $name := .Release.Name | trunc 50 | trimSuffix "-" -}}
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
 {{- fail "the release's name begins with a letter and has a to z, 0 to 9 and hyphens only: it is part of the replicas' names" -}}
@@ -7,19 +7,19 @@
 {{- $name -}}
 {{- end -}}
 
-{{- define "cloister.selector" -}}
-app.kubernetes.io/name: cloister
-app.kubernetes.io/instance: {{ include "cloister.name" . }}
+{{- define "adytum.selector" -}}
+app.kubernetes.io/name: adytum
+app.kubernetes.io/instance: {{ include "adytum.name" . }}
 {{- end -}}
 
-{{- define "cloister.labels" -}}
-{{ include "cloister.selector" . }}
+{{- define "adytum.labels" -}}
+{{ include "adytum.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{- define "cloister.hardened" -}}
+{{- define "adytum.hardened" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:

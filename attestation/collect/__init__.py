@@ -1,0 +1,1 @@
+"""Collection on the attester: rounds, devices, and what the vendors sign about them."""

@@ -1,0 +1,1 @@
+"""What every other room here uses: errors, limits, strict parsing, certificates, signatures, trust roots."""

@@ -1,0 +1,1 @@
+"""The appraisal policy: its rules and its file."""

@@ -1,0 +1,71 @@
+"""A policy from a backend's evidence: what it shows today is what is accepted from now on.
+
+Trust on first use. That the evidence holds is verified; that this is the backend, the release and the machine that
+somebody means to trust is for that person to compare before using the file.
+"""
+
+import datetime
+from dataclasses import replace
+
+from adytum.attestation.core.checks import Checks
+from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.document.evidence import NO_GPUS, Claims, Evidence
+from adytum.attestation.policy import hardware, rules
+from adytum.attestation.policy.policy import Policy
+from adytum.attestation.verify.document import VerifiedEvidence, verify
+
+
+def policy_from(
+    document: bytes, *, nonce: bytes, trust: TrustRoots, now: datetime.datetime, checks: Checks
+) -> tuple[Policy, VerifiedEvidence]:
+    """Verifies a document by its own word for what it is, and pins what it shows. Raises `AttestationError`."""
+    evidence = Evidence.parse(document)
+    claims = Claims.parse(evidence.claims)
+    lenient = Policy.self_check(evidence.cpu.provider, claims.cc_mode, evidence.gpu != NO_GPUS)
+    verified = verify(document, nonce=nonce, policy=lenient, trust=trust, now=now, checks=checks)
+    return pin(verified), verified
+
+
+def pin(verified: VerifiedEvidence) -> Policy:
+    """Accepts this provider, measurement, configuration and models, and this firmware and these GPUs' or newer.
+
+    Chips, replica, TLS key and software version are left open: they change without changing what runs.
+    """
+    facts, claims = verified.facts, verified.claims
+    base = Policy.self_check(facts.provider, claims.cc_mode, bool(facts.gpus))
+    pinned = replace(
+        base,
+        measurement=rules.Measurement("any" if facts.provider == "simulated" else frozenset({facts.measurement})),
+        configuration=rules.Configuration(frozenset({claims.configuration_sha256})),
+        padding=rules.Padding(frozenset({claims.padding})),
+        sandbox=rules.Sandbox(frozenset({claims.sandbox})),
+        models=rules.Models({model.id: model.weights_root for model in claims.models}),
+        cpu_revocation=hardware.CpuRevocation("required" if facts.cpu_revocation_checked else "optional"),
+    )
+    if facts.snp is not None:
+        pinned = replace(
+            pinned,
+            minimum_tcb=hardware.MinimumTcb({facts.snp.product: dict(facts.snp.tcb)}),
+            vmpl=hardware.Vmpl(frozenset({facts.snp.vmpl})),
+        )
+    if facts.pcrs is not None:
+        # Boot loader, its configuration, kernel and command line, and Secure Boot's state.
+        pinned = replace(pinned, pcrs=hardware.Pcrs({index: facts.pcrs[index] for index in (4, 7, 8, 9, 11, 12)}))
+    if facts.tdx is not None:
+        status = facts.tdx.status
+        pinned = replace(pinned, tdx_status=hardware.TdxStatus("any" if status is None else frozenset({status})))
+    if facts.gpus:
+        pinned = replace(
+            pinned,
+            gpu=hardware.Gpu(len(facts.gpus)),
+            gpu_architecture=hardware.GpuArchitecture(frozenset(gpu.architecture for gpu in facts.gpus)),
+            gpu_driver=hardware.GpuDriver(frozenset({f">={min(gpu.driver for gpu in facts.gpus)}"})),
+            gpu_vbios=hardware.GpuVbios(frozenset({f">={min(gpu.vbios for gpu in facts.gpus)}"})),
+            gpu_rims=hardware.GpuRims(_required(all(gpu.rims_checked for gpu in facts.gpus))),
+            gpu_revocation=hardware.GpuRevocation(_required(all(gpu.revocation_checked for gpu in facts.gpus))),
+        )
+    return pinned
+
+
+def _required(seen: bool) -> hardware.Required:
+    return "required" if seen else "optional"

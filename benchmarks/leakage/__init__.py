@@ -1,0 +1,1 @@
+"""What an attacker learns from the sizes and times of answers."""

@@ -1,0 +1,1 @@
+"""Single parts timed by themselves: verification, the evidence endpoint, refusals, the gateway."""

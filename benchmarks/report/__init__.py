@@ -1,0 +1,1 @@
+"""Tables and the HTML report: metrics with intervals, and two sides compared."""

@@ -1,0 +1,1 @@
+"""The file that a run leaves: its schema, its types and their statistics."""

@@ -1,0 +1,24 @@
+"""A plugin of vLLM for an environment without torchvision: Gemma 3 reads images with Pillow.
+
+There, transformers takes its image processor that works with Pillow, `Gemma3ImageProcessorPil`. vLLM 0.32's
+`gemma3_mm` imports the other one, for annotations alone, from a module that cannot be imported without torchvision.
+So that module is given here, with the class that is used. Nothing of vLLM or transformers is changed, and with
+torchvision, as on a GPU, nothing is done.
+"""
+
+import importlib.util
+import sys
+import types
+
+_MODULE = "transformers.models.gemma3.image_processing_gemma3"
+
+
+def register() -> None:
+    """Called by vLLM, possibly more than once in a process."""
+    if importlib.util.find_spec("torchvision") is not None or _MODULE in sys.modules:
+        return
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    module = types.ModuleType(_MODULE, "Stands in where torchvision is missing (adytum_pillow_images).")
+    module.Gemma3ImageProcessor = Gemma3ImageProcessorPil
+    sys.modules[_MODULE] = module

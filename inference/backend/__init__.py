@@ -1,0 +1,1 @@
+"""One backend put together: its parts from the configuration, and its life from start to drain."""

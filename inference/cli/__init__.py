@@ -1,0 +1,1 @@
+"""The command line `adytum`, one file a command."""

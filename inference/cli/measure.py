@@ -1,0 +1,77 @@
+"""`adytum measure`: what a confidential VM has to measure, from the files that it is started with."""
+
+from pathlib import Path
+
+import click
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class _Number(click.ParamType):
+    """An integer, decimal or with 0x."""
+
+    name = "number"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+
+
+@click.command()
+@click.option("--firmware", type=FILE, required=True, help="OVMF built for AMD SEV (OvmfPkg/AmdSev).")
+@click.option("--kernel", type=FILE, required=True, help="What QEMU's -kernel gets.")
+@click.option("--initrd", type=FILE, help="What QEMU's -initrd gets.")
+@click.option("--append", "cmdline", help="The exact text after QEMU's -append.")
+@click.option("--cmdline-file", type=FILE, help="A file with that text; a line feed at its end is left out.")
+@click.option("--vcpus", type=int, multiple=True, required=True, help="May be given several times.")
+@click.option("--vcpu-type", default="EPYC-v4", show_default=True, help="What QEMU's -cpu gets.")
+@click.option("--guest-features", type=_Number(), default=0x1, help="SEV_FEATURES; default 0x1.")
+@click.option("--guest-policy", type=_Number(), default=0x30000, help="The SNP policy of the launch; default 0x30000.")
+@click.option("--firmware-digest", metavar="HEX", help="Launch digest of all the firmware, where only its end is here.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
+def measure(
+    firmware: Path,
+    kernel: Path,
+    initrd: Path | None,
+    cmdline: str | None,
+    cmdline_file: Path | None,
+    vcpus: tuple[int, ...],
+    vcpu_type: str,
+    guest_features: int,
+    guest_policy: int,
+    firmware_digest: str | None,
+    out: Path | None,
+) -> None:
+    """Compute the launch measurement for each number of virtual CPUs (docs/measurement.md)."""
+    # Imported here: no other command needs the deployment's packages.
+    from adytum.attestation.reference.launch import Launch, MeasureError
+    from adytum.attestation.reference.launch import measure as compute
+
+    if (cmdline is None) == (cmdline_file is None):
+        raise click.UsageError('give the command line, either as --append or as --cmdline-file; --append "" is none')
+    if cmdline_file is not None:
+        try:
+            cmdline = cmdline_file.read_text("ascii").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"{cmdline_file} cannot be read as ASCII text: {error}") from error
+    launch = Launch(firmware, kernel, initrd, cmdline or "", vcpu_type, guest_features, guest_policy)
+    try:
+        digest = None if firmware_digest is None else bytes.fromhex(firmware_digest)
+        if digest is not None and len(digest) != 48:
+            raise ValueError
+    except ValueError:
+        raise click.UsageError("--firmware-digest is 96 hexadecimal digits") from None
+    try:
+        data = compute(launch, vcpus, firmware_digest=digest).encode()
+        if out is None:
+            click.echo(data.decode(), nl=False)
+        else:
+            out.write_bytes(data)
+    except MeasureError as error:
+        raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise click.UsageError(f"{out} cannot be written: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""What both sides of the backend share: configuration, the steps of its life, logs."""

@@ -1,0 +1,1 @@
+"""How models share a GPU's memory, computed from their shapes."""

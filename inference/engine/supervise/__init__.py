@@ -1,0 +1,1 @@
+"""Whether engines are alive and answer correctly; restarts."""

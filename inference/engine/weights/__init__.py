@@ -1,0 +1,1 @@
+"""Model files: manifests, storage under dm-verity, the hub."""

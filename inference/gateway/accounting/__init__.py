@@ -1,0 +1,1 @@
+"""What was used: counts in answers, records for bills, metrics."""

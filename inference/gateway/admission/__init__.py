@@ -1,0 +1,1 @@
+"""From an opened request to one that an engine may have."""

@@ -1,0 +1,1 @@
+"""Where connections arrive: HTTP routes, TLS, bounds on connections, the evidence endpoint."""

@@ -1,0 +1,136 @@
+"""The outer connections: how many, and what each may take of time and memory before it is cut.
+
+uvicorn's protocol on `httptools`, with what it leaves to a proxy in front. One sweep a second looks at all connections,
+which costs less than a timer for each.
+"""
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from adytum.inference.gateway.limits import LIMITS, GatewayLimits
+
+_SWEEP_S = 1.0
+_AFTERWARDS_S = 3.0
+
+
+class Guard:
+    """What all connections of one server share. `connections`: how many may be open. `body_seconds`: for a body."""
+
+    def __init__(self, connections: int, body_seconds: float, limits: GatewayLimits = LIMITS) -> None:
+        self.connections = connections
+        # The request is answered 408 first; what still comes after that is cut.
+        self.body_seconds = body_seconds + _AFTERWARDS_S
+        self.limits = limits
+        self.open: set[GuardedProtocol] = set()
+        self.cut = 0
+        """Connections that were ended for what they took."""
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    def protocol(self) -> type["GuardedProtocol"]:
+        """The protocol class for uvicorn, which makes its objects itself."""
+        return cast(type[GuardedProtocol], type("GuardedProtocol", (GuardedProtocol,), {"guard": self}))
+
+    def enter(self, connection: "GuardedProtocol") -> bool:
+        """Whether there is room for one more."""
+        if len(self.open) >= self.connections:
+            return False
+        self.open.add(connection)
+        if self._sweeping is None:
+            self._sweeping = connection.loop.call_later(_SWEEP_S, self._sweep)
+        return True
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        for connection in tuple(self.open):
+            if connection.overdue(connection.loop.time()):
+                self.cut += 1
+                connection.transport.abort()
+        if self.open:
+            loop = next(iter(self.open)).loop
+            self._sweeping = loop.call_later(_SWEEP_S, self._sweep)
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    guard: Guard
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._head_since: float | None = None
+        self._body_since: float | None = None
+        self._stalled_since: float | None = None
+        self._head_size = 0
+        self._lines_size = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if not self.guard.enter(self):
+            # Without an answer: writing one would cost what is missing.
+            transport.abort()
+            return
+        self._head_since = self.loop.time()
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self in self.guard.open:
+            self.guard.open.discard(self)
+            super().connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._body_since is None:
+            if self._head_since is None:
+                self._head_since = self.loop.time()
+            self._head_size += len(data)
+        super().data_received(data)
+        limits = self.guard.limits
+        # The parser gives a line once it is whole, so one without an end is counted here.
+        if (self._head_since is not None and self._head_size > limits.head) or len(self.pipeline) > limits.pipelined:
+            self._cut()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        limits = self.guard.limits
+        self._lines_size += len(name) + len(value)
+        if len(self.headers) > limits.head_lines or self._lines_size > limits.head:
+            self._cut()
+
+    def on_headers_complete(self) -> None:
+        self._head_since = None
+        self._head_size = self._lines_size = 0
+        self._body_since = self.loop.time()
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._body_since = None
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        self._stalled_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stalled_since = None
+        super().resume_writing()
+
+    def overdue(self, now: float) -> bool:
+        """Whether this connection has taken longer for something than it may."""
+        limits = self.guard.limits
+        return (
+            (self._head_since is not None and now - self._head_since > limits.head_seconds)
+            or (self._body_since is not None and now - self._body_since > self.guard.body_seconds)
+            or (self._stalled_since is not None and now - self._stalled_since > limits.write_seconds)
+        )
+
+    def _cut(self) -> None:
+        self.guard.cut += 1
+        self.transport.abort()

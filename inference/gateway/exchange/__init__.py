@@ -1,0 +1,1 @@
+"""The hot path: one sealed request and its answer."""

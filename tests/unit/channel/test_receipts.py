@@ -1,0 +1,118 @@
+"""Receipts: what is signed reads as signed, nothing else is taken, and a length tells no count."""
+
+import base64
+import json
+from dataclasses import replace
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adytum.inference.channel.errors import ChannelError, MalformedMessage, OpenFailed
+from adytum.inference.channel.receipts import Receipt, Spent
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PUBLIC = KEY.public_key().public_bytes_raw()
+SPENT = Spent("demo/llama", b"\x05" * 32, 12, 4, 345, True)
+RECEIPT = Receipt(b"\x01" * 32, b"\x02" * 32, b"\x03" * 32, b"\x04" * 32, 200, 1_800_000_000, SPENT)
+
+
+@pytest.mark.parametrize("receipt", [RECEIPT, replace(RECEIPT, spent=None, status=429)])
+def test_what_was_signed_is_read(receipt: Receipt) -> None:
+    assert Receipt.verify(receipt.sign(KEY), PUBLIC) == receipt
+
+
+def test_it_is_a_compact_jws_that_says_what_it_is() -> None:
+    """Spelled out with nothing of ours: RFC 7515, 3.1 and 5.2; RFC 8037, 3.1."""
+    head, payload, signature = RECEIPT.sign(KEY).split(b".")
+    KEY.public_key().verify(_raw(signature), head + b"." + payload)
+    assert json.loads(_raw(head)) == {"alg": "EdDSA", "typ": "adytum-receipt+jws"}
+    assert json.loads(_raw(payload)) == {
+        "v": 1,
+        "enc": _text(1),
+        "request": _text(2),
+        "response": _text(3),
+        "keys": _text(4),
+        "status": 200,
+        "iat": 1_800_000_000,
+        "model": "demo/llama",
+        "weights": _text(5),
+        "usage": {"prompt_tokens": 12, "cached_tokens": 4, "completion_tokens": 345, "exact": True},
+    }
+
+
+def test_a_jose_library_that_nobody_here_wrote_takes_it() -> None:
+    payload = jwt.decode(RECEIPT.sign(KEY), KEY.public_key(), algorithms=["EdDSA"], options={"verify_iat": False})
+    assert (payload["model"], payload["usage"]["completion_tokens"]) == ("demo/llama", 345)
+    with pytest.raises(jwt.InvalidSignatureError):
+        jwt.decode(RECEIPT.sign(Ed25519PrivateKey.generate()), KEY.public_key(), algorithms=["EdDSA"])
+
+
+@given(st.tuples(*[st.integers(0, 10**10 - 1)] * 3), st.booleans())
+def test_its_length_tells_nothing_of_the_counts(counts: tuple[int, int, int], exact: bool) -> None:
+    other = replace(RECEIPT, spent=Spent(SPENT.model, SPENT.weights, *counts, exact))
+    assert len(other.sign(KEY)) == len(RECEIPT.sign(KEY))
+
+
+def test_every_byte_counts() -> None:
+    token = RECEIPT.sign(KEY)
+    for place in range(len(token)):
+        changed = bytearray(token)
+        changed[place] ^= 1
+        with pytest.raises(ChannelError):
+            Receipt.verify(bytes(changed), PUBLIC)
+    for end in range(len(token)):
+        with pytest.raises(ChannelError):
+            Receipt.verify(token[:end], PUBLIC)
+
+
+def test_another_key_is_refused() -> None:
+    with pytest.raises(OpenFailed):
+        Receipt.verify(RECEIPT.sign(Ed25519PrivateKey.generate()), PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "[]",
+        "{}",
+        '{"v":2}',
+        '{"v":1,"enc":null}',
+        "[" * 5000,
+        json.dumps({"v": 1, "enc": "AA", "request": "AA", "response": "AA", "keys": "AA", "status": 200, "iat": 0}),
+    ],
+)
+def test_what_is_signed_but_no_receipt_is_refused(payload: str) -> None:
+    head, _, _ = RECEIPT.sign(KEY).split(b".")
+    signed = head + b"." + base64.urlsafe_b64encode(payload.encode()).rstrip(b"=")
+    token = signed + b"." + base64.urlsafe_b64encode(KEY.sign(signed)).rstrip(b"=")
+    with pytest.raises(MalformedMessage):
+        Receipt.verify(token, PUBLIC)
+
+
+@pytest.mark.parametrize("change", [{"status": True}, {"iat": -1}, {"model": 1}, {"usage": {"prompt_tokens": 1}}])
+def test_a_value_of_another_kind_is_refused(change: dict[str, object]) -> None:
+    head, payload, _ = RECEIPT.sign(KEY).split(b".")
+    document = json.dumps({**json.loads(_raw(payload)), **change}).encode()
+    signed = head + b"." + base64.urlsafe_b64encode(document).rstrip(b"=")
+    token = signed + b"." + base64.urlsafe_b64encode(KEY.sign(signed)).rstrip(b"=")
+    with pytest.raises(MalformedMessage):
+        Receipt.verify(token, PUBLIC)
+
+
+def test_another_algorithm_is_refused() -> None:
+    _, payload, _ = RECEIPT.sign(KEY).split(b".")
+    signed = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=") + b"." + payload
+    token = signed + b"." + base64.urlsafe_b64encode(KEY.sign(signed)).rstrip(b"=")
+    with pytest.raises(MalformedMessage):
+        Receipt.verify(token, PUBLIC)
+
+
+def _raw(part: bytes) -> bytes:
+    return base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+
+
+def _text(number: int) -> str:
+    return base64.urlsafe_b64encode(bytes((number,)) * 32).rstrip(b"=").decode()

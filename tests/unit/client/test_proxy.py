@@ -1,0 +1,365 @@
+"""The local proxy in front of a scripted backend: what passes, what is refused, and how it fails."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from adytum.attestation.policy.policy import Policy
+from adytum.attestation.policy.rules import Padding
+from adytum.inference.client.proxy import BODY_LIMIT, CannotStart, run_proxy
+from tests.conftest import free_port
+from tests.support import ROOT
+from tests.unit.client.support import API_KEY, GATEWAY, WORDS, Fake, chat
+
+CHAT = "/v1/chat/completions"
+Proxy = Callable[..., str]
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def request(
+    url: str, method: str, path: str, headers: dict[str, str] | None = None, body: bytes | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """A request with exactly these headers (and Host, unless given). Raises `http.client.IncompleteRead`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(url), timeout=20)
+    try:
+        connection.putrequest(method, path, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
+        for name, value in (headers or {}).items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error, dict)
+    return error
+
+
+def test_everything_under_v1_is_sealed_and_opened(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    models = httpx2.get(f"{url}/v1/models?limit=2", headers={"authorization": f"Bearer {API_KEY}"})
+    assert models.json()["data"][0]["id"] == "fake/chat"
+    assert httpx2.post(f"{url}{CHAT}", json=chat()).json()["choices"][0]["message"]["content"] == " ".join(WORDS)
+    assert [(item.method, item.path) for item in fake.inner] == [("GET", "/v1/models?limit=2"), ("POST", CHAT)]
+    assert dict(fake.inner[0].fields)[b"authorization"] == f"Bearer {API_KEY}".encode()
+    assert fake.seen == ["GET /.well-known/attestation", f"POST {GATEWAY}", f"POST {GATEWAY}"]
+
+
+def test_its_own_key_replaces_the_callers(fake: Fake, proxy: Proxy) -> None:
+    httpx2.post(f"{proxy(api_key=API_KEY)}{CHAT}", json=chat(), headers={"authorization": "Bearer sk-other"})
+    assert dict(fake.inner[0].fields)[b"authorization"] == f"Bearer {API_KEY}".encode()
+
+
+def test_a_stream_passes_as_it_arrives(fake: Fake, proxy: Proxy) -> None:
+    fake.gap = 0.1
+    url = proxy()
+    httpx2.get(f"{url}/v1/models")
+    with httpx2.stream("POST", f"{url}{CHAT}", json=chat(stream=True), timeout=20) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        arrived = [time.monotonic() for data in response.iter_raw() if b"data: " in data]
+    assert len(arrived) == len(WORDS) + 2
+    assert arrived[-1] - arrived[0] > 0.7 * 0.1 * (len(arrived) - 1)
+
+
+def test_a_caller_that_leaves_reaches_the_backend_within_a_second(fake: Fake, proxy: Proxy) -> None:
+    fake.gap = 0.2
+    url = proxy()
+    with httpx2.stream("POST", f"{url}{CHAT}", json=chat(stream=True)) as response:
+        next(response.iter_raw())
+        assert not fake.left.is_set()
+    assert fake.left.wait(1)
+
+
+def test_a_caller_that_leaves_before_the_first_byte_reaches_the_backend(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    httpx2.get(f"{url}/v1/models")
+    fake.gap = 5
+    fake.change = lambda _, data: b""  # Not even the head comes.
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{url}{CHAT}", json=chat(stream=True), timeout=0.3)
+    assert fake.left.wait(1)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_stream_cut_at_any_write_does_not_end_well(fake: Fake, proxy: Proxy, clean: bool) -> None:
+    url = proxy()
+    whole = httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
+    assert whole.content.count(b"data: ") == len(WORDS) + 2
+    writes, fake.clean_stop = fake.writes, clean
+    for stop_at in range(writes):
+        fake.stop_at = stop_at
+        if stop_at == 0:
+            response = httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
+            assert response.status_code == 502
+            assert error_of(response)["code"] in ("response_cut", "upstream_unreachable")
+        else:
+            with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)):
+                httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
+    fake.stop_at = None
+    assert httpx2.post(f"{url}{CHAT}", json=chat(stream=True)).content.count(b"data: ") == len(WORDS) + 2
+
+
+def test_a_changed_stream_does_not_end_well_and_passes_no_word_of_the_change(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
+    for n in range(1, fake.writes - 1):
+        fake.change = lambda i, data, n=n: data[:-1] + bytes((data[-1] ^ 1,)) if i == n else data
+        heard: list[bytes] = []
+        status, error = heard_of(url, heard)
+        # 502 where the change came in one read with the head, so that nothing had been passed on yet.
+        assert error is not None or status == 502
+        assert all(word.encode() not in b"".join(heard) for word in WORDS[n - 1 :])
+
+
+def heard_of(url: str, heard: list[bytes]) -> tuple[int, Exception | None]:
+    """Status and error of a streamed chat; what came before the error goes to `heard`."""
+    status = 0
+    try:
+        with httpx2.stream("POST", f"{url}{CHAT}", json=chat(stream=True)) as response:
+            status = response.status_code
+            heard.extend(response.iter_raw())
+    except (httpx2.RemoteProtocolError, httpx2.ReadError) as error:
+        return status, error
+    return status, None
+
+
+@pytest.mark.parametrize("change", ["cut", "flip"])
+def test_a_whole_answer_that_is_cut_or_changed_is_a_502(fake: Fake, proxy: Proxy, change: str) -> None:
+    url = proxy()
+    for n in range(3):
+        if change == "cut":
+            fake.stop_at = n
+        else:
+            fake.change = lambda i, data, n=n: data[:-1] + bytes((data[-1] ^ 1,)) if i == n else data
+        response = httpx2.post(f"{url}{CHAT}", json=chat(size=50_000))
+        assert response.status_code == 502
+        assert error_of(response)["code"] in ("response_cut", "response_forged")
+
+
+def test_a_large_whole_answer_passes(fake: Fake, proxy: Proxy) -> None:
+    content = httpx2.post(f"{proxy()}{CHAT}", json=chat(size=19_000_000), timeout=30).json()["choices"][0]["message"][
+        "content"
+    ]
+    assert content == "x" * 19_000_000
+
+
+def test_a_backend_that_is_not_verified_is_a_502_that_names_step_and_claim(fake: Fake, proxy: Proxy) -> None:
+    policy = replace(Policy.accept_simulated(), padding=Padding(frozenset({"off"})))
+    response = httpx2.post(f"{proxy(upstream={'policy': policy})}{CHAT}", json=chat())
+    assert response.status_code == 502
+    assert error_of(response)["code"] == "upstream_not_verified"
+    assert "step 6 (policy), claim padding" in error_of(response)["message"]
+    assert response.headers["x-should-retry"] == "false"
+    assert fake.requests == 0
+
+
+def test_a_backend_that_is_not_there_is_a_502_that_says_so(proxy: Proxy) -> None:
+    gone = f"http://127.0.0.1:{free_port()}"
+    response = httpx2.post(f"{proxy(upstream={'url': gone})}{CHAT}", json=chat())
+    assert response.status_code == 502
+    assert error_of(response)["code"] == "upstream_unreachable"
+    assert gone in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        ((503, {"content-type": "application/problem+json", "retry-after": "5"}, b"{}"), 503, "upstream_refused"),
+        ((429, {"retry-after": "5"}, b""), 429, "upstream_refused"),
+        ((400, {"content-type": "application/problem+json"}, b"{}"), 502, "upstream_refused"),
+        ((307, {"location": "http://127.0.0.1:1/"}, b""), 502, "upstream_refused"),
+        ((200, {"content-type": "application/json"}, b'{"choices": []}'), 502, "response_forged"),
+        ((200, {"content-type": "text/event-stream"}, b"data: [DONE]\n\n"), 502, "response_forged"),
+    ],
+)
+def test_answers_in_the_clear_are_errors(fake: Fake, proxy: Proxy, answer: Any, status: int, code: str) -> None:
+    fake.plain = answer
+    response = httpx2.post(f"{proxy()}{CHAT}", json=chat())
+    assert response.status_code == status
+    assert error_of(response)["code"] == code
+    assert response.headers.get("retry-after") == ("5" if status in (429, 503) else None)
+
+
+def test_an_unknown_key_is_tried_once_more(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    fake.forget = 1
+    assert httpx2.get(f"{url}/v1/models").status_code == 200
+    assert (fake.evidence_asked, fake.requests) == (2, 2)
+    fake.forget = 2
+    response = httpx2.get(f"{url}/v1/models")
+    assert response.status_code == 502
+    assert error_of(response)["code"] == "upstream_refused"
+    assert fake.requests == 4
+
+
+def test_requests_that_start_together_verify_once(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+
+    async def ask() -> list[int]:
+        async with httpx2.AsyncClient() as client:
+            answers = await asyncio.gather(*(client.post(f"{url}{CHAT}", json=chat()) for _ in range(20)))
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(ask()) == [200] * 20
+    assert fake.evidence_asked == 1
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]", "[::1]:9876", "box.lan:9876"])
+def test_hosts_that_name_this_machine_pass(proxy: Proxy, host: str) -> None:
+    url = proxy(app={"allow_hosts": ["box.lan"]})
+    assert request(url, "GET", "/v1/models", {"Host": host})[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/healthz"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:9876", "localhost.evil.example", "192.168.0.7", "", "[::2]", "127.0.0.1.a"]
+)
+def test_other_hosts_are_refused(fake: Fake, proxy: Proxy, host: str, path: str) -> None:
+    url = proxy()
+    before = fake.requests
+    status, _, body = request(url, "GET", path, {"Host": host})
+    assert status == 403
+    assert json.loads(body)["error"]["code"] == "forbidden"
+    assert fake.requests == before == 0
+
+
+def test_who_listens_everywhere_is_reached_by_address_and_not_by_foreign_names(proxy: Proxy) -> None:
+    url = proxy(app={"bound": "0.0.0.0"})
+    assert request(url, "GET", "/v1/models", {"Host": "192.168.0.7:9876"})[0] == 200
+    assert request(url, "GET", "/v1/models", {"Host": "evil.example"})[0] == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:9876"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_web_pages_are_refused(fake: Fake, proxy: Proxy, headers: dict[str, str]) -> None:
+    url = proxy()
+    assert request(url, "GET", "/v1/models", headers)[0] == 403
+    assert request(url, "POST", CHAT, {**headers, "Content-Type": "text/plain"}, b"{}")[0] == 403
+    assert request(url, "OPTIONS", CHAT, {**headers, "Access-Control-Request-Method": "POST"})[0] == 403
+    assert fake.requests == 0
+
+
+def test_an_allowed_origin_passes_with_its_preflight(proxy: Proxy) -> None:
+    url = proxy(app={"allow_origins": ["https://app.example"]})
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization, content-type"
+    status, headers, _ = request(url, "OPTIONS", CHAT, asked)
+    assert status == 200
+    assert headers["access-control-allow-origin"] == "https://app.example"
+    status, headers, _ = request(url, "GET", "/v1/models", {"Origin": "https://app.example"})
+    assert (status, headers["access-control-allow-origin"]) == (200, "https://app.example")
+    assert request(url, "GET", "/v1/models", {"Origin": "https://evil.example"})[0] == 403
+
+
+def test_a_body_that_is_too_large_is_a_413_however_it_comes(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    response = httpx2.post(f"{url}{CHAT}", content=bytes(BODY_LIMIT - 10), timeout=20)  # Fits, but not with its head.
+    assert (response.status_code, error_of(response)["code"]) == (413, "request_refused")
+    status, _, body = request(url, "POST", CHAT, {"Content-Length": str(BODY_LIMIT + 1)})
+    assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+    pieces = (bytes(1 << 20) for _ in range(BODY_LIMIT // (1 << 20) + 1))
+    response = httpx2.post(f"{url}{CHAT}", content=pieces, timeout=20)
+    assert (response.status_code, error_of(response)["code"]) == (413, "request_too_large")
+    assert fake.requests == 0
+
+
+def test_other_paths_and_methods_are_refused_here(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    assert error_of(httpx2.get(f"{url}/metrics"))["code"] == "unknown_path"
+    assert httpx2.get(f"{url}/v2/models").status_code == 404
+    assert httpx2.delete(f"{url}/v1/models").status_code == 405
+    assert fake.requests == 0
+
+
+def test_health_tells_whether_the_backend_is_verified(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    httpx2.get(f"{url}/v1/models")
+    assert httpx2.get(f"{url}/healthz").json() == {"status": "alive", "upstream": fake.url, "verified": True}
+
+
+def test_options_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:
+    policy = ROOT / "deploy" / "config" / "demo-policy.toml"
+    with pytest.raises(CannotStart, match="origin"):
+        run_proxy(upstreams=["https://a.example/v1"], policy_path=policy)
+    with pytest.raises(CannotStart, match="cannot listen"):
+        run_proxy(upstreams=["https://a.example"], policy_path=policy, host="192.0.2.1")
+    (tmp_path / "policy.toml").write_text("cpu = 5")
+    with pytest.raises(CannotStart, match=r"policy\.toml"):
+        run_proxy(upstreams=["https://a.example"], policy_path=tmp_path / "policy.toml")
+    with pytest.raises(CannotStart, match=r"none\.toml"):
+        run_proxy(upstreams=["https://a.example"], policy_path=tmp_path / "none.toml")
+
+
+def test_the_command_serves_keeps_evidence_and_logs_no_content(fake: Fake, tmp_path: Path) -> None:
+    port = free_port()
+    command = ["proxy", "--upstream", fake.url, "--policy", str(ROOT / "deploy" / "config" / "demo-policy.toml")]
+    command += ["--port", str(port), "--workspace", str(tmp_path / "ws")]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "adytum.inference", *command],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "ADYTUM_API_KEY": API_KEY},
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                health = httpx2.get(f"{url}/healthz")
+                if health.json()["verified"]:
+                    break
+            except httpx2.TransportError:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "server" not in health.headers
+        assert len(httpx2.post(f"{url}{CHAT}", json=chat(stream=True)).content) > 500
+        fake.stop_at = 3
+        with pytest.raises(httpx2.TransportError):
+            httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
+        fake.stop_at, fake.plain = None, (500, {}, b"quixotic")
+        assert httpx2.post(f"{url}{CHAT}", json=chat()).status_code == 502
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) in (0, -signal.SIGTERM)
+    assert dict(fake.inner[0].fields)[b"authorization"] == f"Bearer {API_KEY}".encode()
+    assert len(list((tmp_path / "ws").iterdir())) == 2
+    text = (tmp_path / "log").read_text()
+    assert f"listening on {url}/v1 for {fake.url}" in text
+    assert "verified" in text
+    assert "authenticated end" in text
+    assert "Traceback" not in text
+    kept = text.encode() + b"".join(path.read_bytes() for path in (tmp_path / "ws").iterdir())
+    for secret in (API_KEY, "quixotic", "zeppelin", *WORDS):
+        assert secret.encode() not in kept

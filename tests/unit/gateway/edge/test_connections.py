@@ -1,0 +1,257 @@
+"""What a peer can take of the gateway without being served, over real sockets: each is cut at its bound."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adytum.inference.channel import ohttp
+from adytum.inference.core.config import parse
+from adytum.inference.gateway.limits import LIMITS
+from tests.support import config_text, seal, sealed_chat
+from tests.unit.gateway.support import RunningGateway, running_gateway
+
+TIGHT = replace(LIMITS, head=2048, head_lines=20, head_seconds=1.0, write_seconds=1.5, pipelined=4)
+PATH = "/.well-known/ohttp-gateway"
+HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n".encode()
+
+
+@pytest.fixture
+def tight(tmp_path: Path) -> Iterator[RunningGateway]:
+    changes = {"max_requests": "8\nmax_connections = 6\nrequest_seconds = 2\nmax_upload_mib = 64"}
+    config = parse(config_text(port=0, runtime=tmp_path, changes=changes).encode())
+    with running_gateway(config, tmp_path, limits=TIGHT) as gateway:
+        yield gateway
+
+
+def connect(gateway: RunningGateway) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+
+
+def ended_after(connection: socket.socket) -> float:
+    """Seconds until the peer ended it."""
+    started = time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(65_536):
+            pass
+    return time.monotonic() - started
+
+
+def still_serves(gateway: RunningGateway) -> bool:
+    return sealed_chat(gateway, chat()).status == 200
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "demo/llama-awq", "messages": [{"role": "user", "content": "hello"}], **more}
+
+
+def test_a_connection_that_says_nothing_is_cut(tight: RunningGateway) -> None:
+    with connect(tight) as connection:
+        assert 0.5 < ended_after(connection) < 4
+    assert still_serves(tight)
+
+
+def test_a_head_that_comes_byte_by_byte_is_cut(tight: RunningGateway) -> None:
+    with connect(tight) as connection:
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            for byte in HEAD * 100:
+                connection.sendall(bytes((byte,)))
+                time.sleep(0.05)
+        assert time.monotonic() - started < 4
+    assert still_serves(tight)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /healthz?" + b"x" * 10_000,
+        b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 10_000,
+        b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % i for i in range(50)),
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"x" * 4000 + b"\r\n\r\n",
+    ],
+)
+def test_a_head_that_is_too_large_is_cut_at_once(tight: RunningGateway, data: bytes) -> None:
+    with connect(tight) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+        assert ended_after(connection) < 0.8
+    assert still_serves(tight)
+
+
+def test_a_body_that_comes_too_slowly_is_answered_and_cut(tight: RunningGateway) -> None:
+    sealer = ohttp.RequestSealer(ohttp.CHUNKED, tight.configuration())
+    body = seal(sealer, chat())
+    with connect(tight) as connection:
+        connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+        said = b""
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while data := connection.recv(65_536):
+                said += data
+        # Two seconds for the body, three for the client to read why, and a busy machine's own.
+        assert 1.5 < time.monotonic() - started < 12
+        assert b" 408 " in said
+    assert still_serves(tight)
+
+
+def test_a_body_after_its_answer_is_not_read_for_ever(tight: RunningGateway) -> None:
+    with connect(tight) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - started < 12:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() - started < 9
+
+
+def test_a_reader_that_takes_nothing_is_cut_and_its_engine_let_go(tight: RunningGateway) -> None:
+    sealer = ohttp.RequestSealer(ohttp.CHUNKED, tight.configuration())
+    body = seal(sealer, chat(stream=True, events=200_000))
+    with connect(tight) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        deadline = time.monotonic() + 15
+        while not tight.engine.aborted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert tight.engine.aborted == 1
+        assert tight.sealed.in_progress == 0
+    assert still_serves(tight)
+
+
+def test_more_connections_than_configured_are_closed_and_the_others_served(tight: RunningGateway) -> None:
+    held = [connect(tight) for _ in range(6)]
+    time.sleep(0.2)
+    with connect(tight) as one_more:
+        assert ended_after(one_more) < 0.5
+    held[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b" 200 " in held[0].recv(4096)
+    for connection in held:
+        connection.close()
+    time.sleep(0.2)
+    assert still_serves(tight)
+
+
+def test_requests_ahead_of_their_answers_are_bounded(tight: RunningGateway) -> None:
+    sealer = ohttp.RequestSealer(ohttp.CHUNKED, tight.configuration())
+    body = seal(sealer, chat(stream=True, events=10, gap=0.5))
+    first = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with connect(tight) as connection:
+        connection.sendall(first + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        assert ended_after(connection) < 2
+    assert still_serves(tight)
+
+
+def test_many_one_byte_chunks_are_no_harm(tight: RunningGateway) -> None:
+    sealer = ohttp.RequestSealer(ohttp.CHUNKED, tight.configuration())
+    body = seal(sealer, chat())
+    with connect(tight) as connection:
+        pieces = b"".join(b"1\r\n" + body[i : i + 1] + b"\r\n" for i in range(len(body)))
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_what_arrives_is_bounded_over_all_requests(tight: RunningGateway) -> None:
+    """Three uploads of 30 MiB that never end take more than 64 MiB together; the third is told to wait."""
+    open_ones, answers = [], []
+    for _ in range(3):
+        sealer = ohttp.RequestSealer(ohttp.CHUNKED, tight.configuration())
+        data = sealer.start() + b"".join(sealer.chunk(bytes(1 << 20)) for _ in range(30))
+        connection = connect(tight)
+        connection.sendall(HEAD + f"Content-Length: {len(data) + 1}\r\n\r\n".encode())
+        thread = threading.Thread(target=lambda c=connection, d=data: _send(c, d))
+        thread.start()
+        open_ones.append((connection, thread))
+    for connection, thread in open_ones:
+        thread.join(10)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            answers.append(connection.recv(100))
+        connection.close()
+    assert sum(b" 503 " in answer for answer in answers) == 1
+    assert sum(b" 408 " in answer for answer in answers) == 2
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"n": 17}, "too_many_values"),
+        ({"stop": ["x"] * 17}, "too_many_values"),
+        ({"chat_template_kwargs": {"x": "y" * 5000}}, "too_many_values"),
+        ({"metadata": [[]] * 1_000_000}, "too_many_values"),
+        ({"metadata": json.loads("[" * 70 + "]" * 70)}, "invalid_json"),
+        ({"seed": 10**5000}, "invalid_json"),
+    ],
+)
+def test_what_one_request_asks_for_is_bounded(tmp_path: Path, change: dict[str, Any], code: str) -> None:
+    with running_gateway(parse(config_text(port=0, runtime=tmp_path).encode()), tmp_path) as gateway:
+        body: Any = chat(**{k: v for k, v in change.items() if k != "seed"})
+        if "seed" in change:
+            body = json.dumps(chat()).encode()[:-1] + b', "seed": ' + b"1" * 5000 + b"}"
+        answer = sealed_chat(gateway, body, media=ohttp.WHOLE)
+        assert (answer.status in (400, 413), answer.json()["error"]["code"]) == (True, code)
+        assert gateway.engine.seen == []
+
+
+def test_a_model_has_so_many_requests_and_tokens_at_a_time(tmp_path: Path) -> None:
+    text = config_text(port=0, runtime=tmp_path)
+    text = text.replace(
+        'tool_parser = "llama3_json"', 'tool_parser = "llama3_json"\nmax_requests = 2\nmax_tokens = 5000'
+    )
+    with running_gateway(parse(text.encode()), tmp_path) as gateway:
+        answers: list[int] = []
+
+        def ask(**more: Any) -> None:
+            answers.append(sealed_chat(gateway, chat(stream=True, events=4, gap=0.5, **more)).status)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.7)
+        refused = sealed_chat(gateway, chat())
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert (b"retry-after", b"5") in refused.fields
+        assert sealed_chat(gateway, {**chat(), "model": "demo/gemma3"}).status == 200, "another model has room"
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200]
+        # Alone a request may be as long as it likes; beside another it has to fit.
+        large = threading.Thread(target=ask, kwargs={"max_tokens": 4900})
+        large.start()
+        time.sleep(0.7)
+        assert sealed_chat(gateway, chat(max_tokens=500)).status == 503
+        large.join()
+        assert sealed_chat(gateway, chat(max_tokens=500)).status == 200
+
+
+def test_a_connection_to_the_engine_carries_one_request_after_another(tmp_path: Path) -> None:
+    """A new one costs as much as opening the seal."""
+    with running_gateway(parse(config_text(port=0, runtime=tmp_path).encode()), tmp_path) as gateway:
+        used = gateway.engine.connections
+        for more in ({}, {"stream": True}, {"stream": True, "events": 50}, {}):
+            assert sealed_chat(gateway, chat(**more)).status == 200
+        assert len(used) == 4
+        assert len(set(map(id, used))) == 1
+        # One that the engine broke off is not used again.
+        sealed_chat(gateway, chat(messages=[{"role": "user", "content": "die mid-answer"}]))
+        assert sealed_chat(gateway, chat()).status == 200
+        assert used[4] is used[0]
+        assert used[5] is not used[0]
+        # Nor one that it closed while it rested.
+        engine = used[5]
+        assert engine is not None
+        gateway.call(engine.close)
+        assert sealed_chat(gateway, chat()).status == 200
+        assert used[6] is not used[5]
