@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         if label == _ON:
             what += f", with {tax.step_ms:.3f} ms a step and {tax.byte_ns:.3f} ns a byte from {source}"
         head = _head(options, workload, label, began) | {
-            "arms": [{"name": "synthetic", "client": "adytum.benchmarks.load.load", "what": what, "flags": None}]
+            "arms": [{"name": "synthetic", "client": "benchmarks.load", "what": what, "flags": None}]
         }
         path = options.out / f"{label.removeprefix('model-cc-')}.json"
         Run(head, tuple(item for name, item in found if name == label)).save(path)
@@ -148,7 +148,7 @@ def _head(options: argparse.Namespace, workload: Workload, label: str, began: st
             "commit": none,
             "gateway": {"none": None},
             "engine": {"synthetic": json.dumps(workload.name)},
-            "generator": {"adytum.benchmarks.load.load": None},
+            "generator": {"benchmarks.load": None},
             "configuration_sha256": none,
         },
         "models": [{"id": workload.name, "source": "benchmarks/cc/costs.py", "revision": none, "lock_sha256": none}],

@@ -44,8 +44,7 @@ def head(label: str = "cc-off", **changes: Any) -> dict[str, Any]:
         },
         "limits": {"ttft_ms": 45.0, "tpot_ms": None, "e2e_ms": None},
         "arms": [
-            {"name": name, "client": "adytum.benchmarks.load.load", "what": name, "flags": None}
-            for name in ("direct", "ohttp")
+            {"name": name, "client": "benchmarks.load", "what": name, "flags": None} for name in ("direct", "ohttp")
         ],
         **changes,
     }
