@@ -1,12 +1,15 @@
-"""What the two httpx2 transports have in common: everything but the calls that wait."""
+"""What both transports share: everything but the calls that wait, and the two kinds of lock and shield."""
 
 import json
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn
+from contextlib import nullcontext
+from typing import Any, Generic, NoReturn, TypeVar
 
+import anyio
 import httpx2
 
 from adytum.attestation.core.trust import TrustRoots
@@ -29,9 +32,20 @@ EVIDENCE_SECONDS = 30.0
 # Shorter than the five seconds after which uvicorn closes an idle connection: a request must not meet that.
 POOL_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
 
+AsyncLock, Lock = anyio.Lock, threading.Lock
 
-class Transport(ABC):
-    """What both transports have in common: everything but the calls that wait."""
+
+def AsyncShield() -> anyio.CancelScope:
+    """For closing what a cancelled task holds."""
+    return anyio.CancelScope(shield=True)
+
+
+Shield = nullcontext
+Inner = TypeVar("Inner", httpx2.BaseTransport, httpx2.AsyncBaseTransport)
+
+
+class Transport(ABC, Generic[Inner]):
+    """What both transports share."""
 
     def __init__(
         self,
@@ -41,7 +55,7 @@ class Transport(ABC):
         api_key: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         kem: str | None = None,
-        inner: Any = None,
+        inner: Inner | None = None,
         recheck_s: float = RECHECK_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -55,11 +69,11 @@ class Transport(ABC):
             upstream, policy=policy, trust=trust, kem=kem, recheck_s=recheck_s, clock=clock, record=record
         )
         self._api_key = api_key
-        self._inner = inner if inner is not None else self._new_inner()
+        self._inner: Inner = inner if inner is not None else self._new_inner()
         self._lock = self._new_lock()
 
     @abstractmethod
-    def _new_inner(self) -> Any: ...
+    def _new_inner(self) -> Inner: ...
 
     _new_lock: Callable[[], Any]
 

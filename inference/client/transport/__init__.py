@@ -1,0 +1,20 @@
+"""Transports for httpx2 clients, and so for the OpenAI and Anthropic packages, that verify a backend, then talk to it.
+
+    transport = AdytumTransport(upstream="https://llm.example.org", policy=Policy.from_toml(path))
+    client = openai.OpenAI(base_url="https://llm.example.org/v1", http_client=httpx2.Client(transport=transport))
+
+`AdytumTransport` is safe for several threads; `AsyncAdytumTransport` belongs to one event loop. They only take requests
+for the upstream's own origin. Errors are raised as the httpx2 exceptions that the SDKs know, with ours as the cause:
+
+    RequestRefused       LocalProtocolError
+    UpstreamUnreachable  as the inner transport raised it (ConnectError, ReadTimeout, ...)
+    UpstreamRefused      RemoteProtocolError; 429 and 503 become answers of that status, which SDKs retry in due time
+    NotVerified          ConnectError
+    ResponseCut          ReadError
+    ResponseForged       RemoteProtocolError
+"""
+
+from adytum.inference.client.transport._async import AsyncAdytumTransport
+from adytum.inference.client.transport._sync import AdytumTransport
+
+__all__ = ["AdytumTransport", "AsyncAdytumTransport"]
