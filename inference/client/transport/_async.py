@@ -1,6 +1,7 @@
 """The asynchronous transport: the calls that wait. Everything else is in base.py."""
 
 from collections.abc import AsyncIterator
+from typing import overload
 
 import httpx2
 
@@ -12,23 +13,36 @@ from adytum.inference.client.transport.base import (
     AsyncLock,
     AsyncShield,
     Transport,
-    answer,
-    busy_or_raise,
     cut_by,
     opens,
-    raise_as_httpx2,
+)
+from adytum.inference.client.transport.libraries import (
+    AsyncClassicBase,
+    ClassicRequest,
+    ClassicResponse,
+    Request,
+    Response,
+    answer,
+    busy_or_raise,
+    library_of,
+    raise_to,
+    stream_class,
 )
 
 
-class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport):
-    """For `httpx2.AsyncClient`."""
+class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport, AsyncClassicBase):
+    """For `httpx2.AsyncClient` and `httpx.AsyncClient`."""
 
     _new_lock = staticmethod(AsyncLock)
 
     def _new_inner(self) -> httpx2.AsyncBaseTransport:
         return httpx2.AsyncHTTPTransport(limits=POOL_LIMITS)
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    @overload
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    @overload
+    async def handle_async_request(self, request: ClassicRequest) -> ClassicResponse: ...
+    async def handle_async_request(self, request: Request) -> Response:
         """Seals one request and returns its opened answer."""
         try:
             self._check(request)
@@ -44,7 +58,7 @@ class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBas
                 session = await self._session(session)
             return await self._exchange(session, request, body)
         except ClientError as error:
-            return busy_or_raise(error, request)
+            return busy_or_raise(request, error)
 
     async def verify(self) -> Session:
         """Verifies the upstream now, unless that was just done. Raises `ClientError`."""
@@ -77,7 +91,7 @@ class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBas
             raise no_evidence(self._upstream.origin, self._refusal(response, document))
         return document
 
-    async def _exchange(self, session: Session, request: httpx2.Request, body: bytes) -> httpx2.Response:
+    async def _exchange(self, session: Session, request: Request, body: bytes) -> Response:
         data, reader = self._seal(session, request, body)
         response = await self._send(self._sealed_request(session, request, data))
         try:
@@ -93,7 +107,8 @@ class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBas
                 raise cut_by(error) from error
             if session.corrects_date(reader.head):
                 raise StaleDate
-            return answer(reader, _AsyncStream(request, response, pieces, reader, first), request)
+            kind = stream_class(_AsyncStream, library_of(request).AsyncByteStream)
+            return answer(request, reader, kind(request, response, pieces, reader, first))
         except BaseException:
             with AsyncShield():
                 await response.aclose()
@@ -121,12 +136,12 @@ class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBas
         await self._inner.aclose()
 
 
-class _AsyncStream(httpx2.AsyncByteStream):
-    """The content of an answer as it is opened."""
+class _AsyncStream:
+    """The content of an answer as it is opened; `stream_class` makes it one of the request's library."""
 
     def __init__(
         self,
-        request: httpx2.Request,
+        request: Request,
         response: httpx2.Response,
         pieces: AsyncIterator[bytes],
         reader: ResponseReader,
@@ -149,9 +164,9 @@ class _AsyncStream(httpx2.AsyncByteStream):
             if not reader.ended and (content := reader.finish()):
                 yield content
         except ClientError as error:
-            raise_as_httpx2(error, self._request)
+            raise_to(self._request, error)
         except httpx2.TransportError as error:
-            raise_as_httpx2(cut_by(error), self._request)
+            raise_to(self._request, cut_by(error))
 
     async def aclose(self) -> None:
         await self._response.aclose()

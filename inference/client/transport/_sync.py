@@ -2,6 +2,7 @@
 """The synchronous transport: the calls that wait. Everything else is in base.py."""
 
 from collections.abc import Iterator
+from typing import overload
 
 import httpx2
 
@@ -13,23 +14,36 @@ from adytum.inference.client.transport.base import (
     Lock,
     Shield,
     Transport,
-    answer,
-    busy_or_raise,
     cut_by,
     opens,
-    raise_as_httpx2,
+)
+from adytum.inference.client.transport.libraries import (
+    ClassicBase,
+    ClassicRequest,
+    ClassicResponse,
+    Request,
+    Response,
+    answer,
+    busy_or_raise,
+    library_of,
+    raise_to,
+    stream_class,
 )
 
 
-class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport):
-    """For `httpx2.Client`."""
+class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport, ClassicBase):
+    """For `httpx2.Client` and `httpx.Client`."""
 
     _new_lock = staticmethod(Lock)
 
     def _new_inner(self) -> httpx2.BaseTransport:
         return httpx2.HTTPTransport(limits=POOL_LIMITS)
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+    @overload
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    @overload
+    def handle_request(self, request: ClassicRequest) -> ClassicResponse: ...
+    def handle_request(self, request: Request) -> Response:
         """Seals one request and returns its opened answer."""
         try:
             self._check(request)
@@ -45,7 +59,7 @@ class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport):
                 session = self._session(session)
             return self._exchange(session, request, body)
         except ClientError as error:
-            return busy_or_raise(error, request)
+            return busy_or_raise(request, error)
 
     def verify(self) -> Session:
         """Verifies the upstream now, unless that was just done. Raises `ClientError`."""
@@ -78,7 +92,7 @@ class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport):
             raise no_evidence(self._upstream.origin, self._refusal(response, document))
         return document
 
-    def _exchange(self, session: Session, request: httpx2.Request, body: bytes) -> httpx2.Response:
+    def _exchange(self, session: Session, request: Request, body: bytes) -> Response:
         data, reader = self._seal(session, request, body)
         response = self._send(self._sealed_request(session, request, data))
         try:
@@ -94,7 +108,8 @@ class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport):
                 raise cut_by(error) from error
             if session.corrects_date(reader.head):
                 raise StaleDate
-            return answer(reader, _Stream(request, response, pieces, reader, first), request)
+            kind = stream_class(_Stream, library_of(request).SyncByteStream)
+            return answer(request, reader, kind(request, response, pieces, reader, first))
         except BaseException:
             with Shield():
                 response.close()
@@ -122,12 +137,12 @@ class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport):
         self._inner.close()
 
 
-class _Stream(httpx2.SyncByteStream):
-    """The content of an answer as it is opened."""
+class _Stream:
+    """The content of an answer as it is opened; `stream_class` makes it one of the request's library."""
 
     def __init__(
         self,
-        request: httpx2.Request,
+        request: Request,
         response: httpx2.Response,
         pieces: Iterator[bytes],
         reader: ResponseReader,
@@ -150,9 +165,9 @@ class _Stream(httpx2.SyncByteStream):
             if not reader.ended and (content := reader.finish()):
                 yield content
         except ClientError as error:
-            raise_as_httpx2(error, self._request)
+            raise_to(self._request, error)
         except httpx2.TransportError as error:
-            raise_as_httpx2(cut_by(error), self._request)
+            raise_to(self._request, cut_by(error))
 
     def close(self) -> None:
         self._response.close()

@@ -1,29 +1,22 @@
 """What both transports share: everything but the calls that wait, and the two kinds of lock and shield."""
 
-import json
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import httpx2
 
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.policy.policy import Policy
-from adytum.inference.client.answers import BUSY, is_sealed, refusal
-from adytum.inference.client.errors import (
-    ClientError,
-    NotVerified,
-    RequestRefused,
-    ResponseCut,
-    UpstreamRefused,
-    UpstreamUnreachable,
-)
+from adytum.inference.client.answers import is_sealed, refusal
+from adytum.inference.client.errors import ClientError, RequestRefused, ResponseCut, UpstreamUnreachable
 from adytum.inference.client.session import RECHECK_S, SEALED_HEADERS, Challenge, ResponseReader, Session, Upstream, cut
+from adytum.inference.client.transport.libraries import Request, library_of
 from adytum.inference.client.workspace import Workspace
 
 EVIDENCE_SECONDS = 30.0
@@ -82,7 +75,8 @@ class Transport(ABC, Generic[Inner]):
         """The session in use; its `evidence` is what was verified."""
         return self._upstream.session()
 
-    def _check(self, request: httpx2.Request) -> None:
+    def _check(self, request: Request) -> None:
+        library_of(request)
         url = request.url
         if not self._upstream.origin.matches(url.scheme, url.host, url.port):
             raise RequestRefused(
@@ -90,7 +84,7 @@ class Transport(ABC, Generic[Inner]):
                 f"{url.netloc.decode()}. Nothing was sent. Set the client's base_url to the upstream's origin."
             )
 
-    def _seal(self, session: Session, request: httpx2.Request, body: bytes) -> tuple[bytes, ResponseReader]:
+    def _seal(self, session: Session, request: Request, body: bytes) -> tuple[bytes, ResponseReader]:
         path = request.url.raw_path.decode("ascii")
         return session.seal(request.method, path, tuple(request.headers.raw), body, api_key=self._api_key)
 
@@ -99,7 +93,7 @@ class Transport(ABC, Generic[Inner]):
         url = f"{self._upstream.origin}{challenge.target}"
         return httpx2.Request("GET", url, headers={"accept": "application/json"}, extensions={"timeout": timeout})
 
-    def _sealed_request(self, session: Session, request: httpx2.Request, data: bytes) -> httpx2.Request:
+    def _sealed_request(self, session: Session, request: Request, data: bytes) -> httpx2.Request:
         url = f"{self._upstream.origin}{session.gateway_path}"
         timeout = {key: value for key, value in request.extensions.items() if key == "timeout"}
         return httpx2.Request("POST", url, headers=SEALED_HEADERS, content=data, extensions=timeout)
@@ -127,40 +121,3 @@ def cut_by(error: httpx2.TransportError) -> ResponseCut:
 
 def opens(response: httpx2.Response) -> bool:
     return is_sealed(response.status_code, response.headers.get("content-type"))
-
-
-def answer(reader: ResponseReader, stream: Any, request: httpx2.Request) -> httpx2.Response:
-    """`extensions["adytum"]` is the `ResponseReader`, whose `receipt` is there once the content was read."""
-    assert reader.head is not None
-    extensions = {"http_version": b"HTTP/1.1", "adytum": reader}
-    return httpx2.Response(
-        reader.head.status, headers=list(reader.head.fields), stream=stream, extensions=extensions, request=request
-    )
-
-
-def raise_as_httpx2(error: ClientError, request: httpx2.Request) -> NoReturn:
-    """As httpx2 has it."""
-    cause = error.__cause__
-    kind: type[httpx2.TransportError] = httpx2.RemoteProtocolError
-    if isinstance(error, RequestRefused):
-        kind = httpx2.LocalProtocolError
-    elif isinstance(error, NotVerified):
-        kind = httpx2.ConnectError
-    elif isinstance(cause, httpx2.TransportError) and isinstance(error, UpstreamUnreachable):
-        kind = type(cause)
-    elif isinstance(error, ResponseCut):
-        # A time-out stays one, so that SDKs call it that.
-        kind = type(cause) if isinstance(cause, httpx2.TimeoutException) else httpx2.ReadError
-    raise kind(str(error), request=request) from error
-
-
-def busy_or_raise(error: ClientError, request: httpx2.Request) -> httpx2.Response:
-    """The answer for a backend that has no room now; any other error is raised."""
-    if not isinstance(error, UpstreamRefused) or error.status not in BUSY:
-        raise_as_httpx2(error, request)
-    kind = "rate_limit_error" if error.status == 429 else "server_error"
-    body = {"error": {"message": str(error), "type": kind, "param": None, "code": "upstream_busy"}}
-    headers = {"content-type": "application/json"}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(error.retry_after)
-    return httpx2.Response(error.status, headers=headers, content=json.dumps(body).encode(), request=request)

@@ -1,17 +1,21 @@
-"""The httpx2 transports against a scripted backend: nothing before verification, no truncated answer, no fallback."""
+"""The transports against a scripted backend, in clients of httpx2 and of httpx.
+
+Nothing is sent before verification, no truncated answer passes, and there is no fallback.
+"""
 
 import asyncio
 import json
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 
@@ -36,18 +40,25 @@ SIMULATED = Policy.accept_simulated()
 
 
 class Sync:
-    """A client of the synchronous transport."""
+    """A client of the synchronous transport. `http` is httpx2 or httpx."""
 
-    def __init__(self, url: str, base_url: str | None = None, policy: Policy = SIMULATED, **options: Any) -> None:
+    def __init__(
+        self, http: Any, url: str, base_url: str | None = None, policy: Policy = SIMULATED, **options: Any
+    ) -> None:
         transport = AdytumTransport(upstream=url, policy=policy, **options)
-        self._client = httpx2.Client(transport=transport, base_url=base_url or url, timeout=20, follow_redirects=True)
+        self._client = http.Client(transport=transport, base_url=base_url or url, timeout=20, follow_redirects=True)
 
-    def post(self, path: str = CHAT, **options: Any) -> httpx2.Response:
+    def post(self, path: str = CHAT, **options: Any) -> Any:
         return self._client.post(path, **options)
 
     def stream(self, **options: Any) -> list[tuple[float, bytes]]:
         with self._client.stream("POST", CHAT, json=chat(stream=True), **options) as response:
             return [(time.monotonic(), data) for data in response.iter_raw()]
+
+    def leave(self) -> None:
+        """Reads the start of a stream and closes it."""
+        with self._client.stream("POST", CHAT, json=chat(stream=True)) as response:
+            next(response.iter_raw())
 
     def close(self) -> None:
         self._client.close()
@@ -56,14 +67,16 @@ class Sync:
 class Async:
     """The same for the asynchronous one."""
 
-    def __init__(self, url: str, base_url: str | None = None, policy: Policy = SIMULATED, **options: Any) -> None:
+    def __init__(
+        self, http: Any, url: str, base_url: str | None = None, policy: Policy = SIMULATED, **options: Any
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         transport = AsyncAdytumTransport(upstream=url, policy=policy, **options)
-        self._client = httpx2.AsyncClient(
+        self._client = http.AsyncClient(
             transport=transport, base_url=base_url or url, timeout=20, follow_redirects=True
         )
 
-    def post(self, path: str = CHAT, **options: Any) -> httpx2.Response:
+    def post(self, path: str = CHAT, **options: Any) -> Any:
         return self._loop.run_until_complete(self._client.post(path, **options))
 
     def stream(self, **options: Any) -> list[tuple[float, bytes]]:
@@ -73,6 +86,15 @@ class Async:
 
         return self._loop.run_until_complete(run())
 
+    def leave(self) -> None:
+        """Reads the start of a stream and closes it."""
+
+        async def run() -> None:
+            async with self._client.stream("POST", CHAT, json=chat(stream=True)) as response:
+                await anext(response.aiter_raw())
+
+        self._loop.run_until_complete(run())
+
     def close(self) -> None:
         self._loop.run_until_complete(self._client.aclose())
         self._loop.close()
@@ -81,13 +103,19 @@ class Async:
 Client = Sync | Async
 
 
+@pytest.fixture(params=[httpx2, httpx], ids=["httpx2", "httpx"])
+def http(request: pytest.FixtureRequest) -> Any:
+    """The library of the client that holds the transport."""
+    return request.param
+
+
 @pytest.fixture(params=[Sync, Async])
-def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
+def connect(request: pytest.FixtureRequest, http: Any) -> Iterator[Callable[..., Client]]:
     """Makes clients of one transport, then of the other."""
     made: list[Client] = []
 
     def connect(*args: Any, **options: Any) -> Client:
-        made.append(request.param(*args, **options))
+        made.append(request.param(http, *args, **options))
         return made[-1]
 
     yield connect
@@ -95,7 +123,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Client]]:
         client.close()
 
 
-def cause_of(caught: pytest.ExceptionInfo[httpx2.TransportError]) -> ClientError:
+def cause_of(caught: pytest.ExceptionInfo[Exception]) -> ClientError:
     assert isinstance(caught.value.__cause__, ClientError)
     return caught.value.__cause__
 
@@ -109,10 +137,10 @@ def test_verification_comes_before_the_first_sealed_byte(fake: Fake, connect: Ca
 
 
 def test_simulated_evidence_is_refused_by_the_default_policy_and_nothing_leaves(
-    fake: Fake, connect: Callable[..., Client]
+    fake: Fake, http: Any, connect: Callable[..., Client]
 ) -> None:
     client = connect(fake.url, policy=Policy.default(frozenset({bytes(48)})))
-    with pytest.raises(httpx2.ConnectError, match="claim cpu") as caught:
+    with pytest.raises(http.ConnectError, match="claim cpu") as caught:
         client.post(json=chat())
     assert isinstance(cause_of(caught), NotVerified)
     assert fake.requests == 0
@@ -129,19 +157,19 @@ def test_simulated_evidence_is_refused_by_the_default_policy_and_nothing_leaves(
     ],
 )
 def test_without_evidence_nothing_leaves(
-    fake: Fake, connect: Callable[..., Client], answer: Any, cause: type[ClientError]
+    fake: Fake, http: Any, connect: Callable[..., Client], answer: Any, cause: type[ClientError]
 ) -> None:
     fake.evidence = answer
-    with pytest.raises(httpx2.TransportError) as caught:
+    with pytest.raises(http.TransportError) as caught:
         connect(fake.url).post(json=chat())
     assert type(cause_of(caught)) is cause
     assert fake.seen == ["GET /.well-known/attestation"]
 
 
-def test_evidence_made_for_another_nonce_is_refused(fake: Fake, connect: Callable[..., Client]) -> None:
+def test_evidence_made_for_another_nonce_is_refused(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
     recorded = httpx2.get(f"{fake.url}/.well-known/attestation?nonce={'ab' * 32}").content
     fake.evidence = (200, {"content-type": "application/json"}, recorded)
-    with pytest.raises(httpx2.ConnectError, match="nonce"):
+    with pytest.raises(http.ConnectError, match="nonce"):
         connect(fake.url).post(json=chat())
     assert fake.requests == 0
 
@@ -157,9 +185,9 @@ def test_an_unknown_key_is_verified_anew_and_tried_once_more(fake: Fake, connect
     assert len(fake.inner) == 2
 
 
-def test_a_key_unknown_twice_is_an_error(fake: Fake, connect: Callable[..., Client]) -> None:
+def test_a_key_unknown_twice_is_an_error(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
     fake.forget = 2
-    with pytest.raises(httpx2.RemoteProtocolError) as caught:
+    with pytest.raises(http.RemoteProtocolError) as caught:
         connect(fake.url).post(json=chat())
     error = cause_of(caught)
     assert isinstance(error, UpstreamRefused)
@@ -167,14 +195,14 @@ def test_a_key_unknown_twice_is_an_error(fake: Fake, connect: Callable[..., Clie
     assert (fake.evidence_asked, fake.requests, fake.inner) == (2, 2, [])
 
 
-def test_a_rotated_key_is_used_only_with_evidence_for_it(fake: Fake, connect: Callable[..., Client]) -> None:
+def test_a_rotated_key_is_used_only_with_evidence_for_it(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
     client = connect(fake.url)
     client.post(json=chat())
     fake.forget = 1
     with running_fake() as other:
         document = httpx2.get(f"{other.url}/.well-known/attestation?nonce={'00' * 32}").content
     fake.evidence = (200, {"content-type": "application/json"}, document)
-    with pytest.raises(httpx2.ConnectError, match="not verified"):
+    with pytest.raises(http.ConnectError, match="not verified"):
         client.post(json=chat())
     assert fake.requests == 2  # The one before, and the one that was told that its key is unknown.
 
@@ -197,18 +225,18 @@ def test_evidence_is_asked_for_again_after_the_interval(fake: Fake, connect: Cal
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1", "http://localhost"])
-def test_another_origin_is_refused(fake: Fake, connect: Callable[..., Client], url: str) -> None:
-    with pytest.raises(httpx2.LocalProtocolError, match="base_url") as caught:
+def test_another_origin_is_refused(fake: Fake, http: Any, connect: Callable[..., Client], url: str) -> None:
+    with pytest.raises(http.LocalProtocolError, match="base_url") as caught:
         connect(fake.url, base_url=url).post(json=chat())
     assert isinstance(cause_of(caught), RequestRefused)
     assert fake.seen == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_redirects_are_not_followed(fake: Fake, connect: Callable[..., Client], status: int) -> None:
+def test_redirects_are_not_followed(fake: Fake, http: Any, connect: Callable[..., Client], status: int) -> None:
     with running_fake() as other:
         fake.plain = (status, {"location": f"{other.url}{GATEWAY}"}, b"")
-        with pytest.raises(httpx2.RemoteProtocolError, match="redirect"):
+        with pytest.raises(http.RemoteProtocolError, match="redirect"):
             connect(fake.url).post(json=chat())
         assert other.seen == []
 
@@ -224,9 +252,11 @@ def test_redirects_are_not_followed(fake: Fake, connect: Callable[..., Client], 
         (204, {}, b""),
     ],
 )
-def test_an_answer_that_is_not_sealed_is_refused(fake: Fake, connect: Callable[..., Client], answer: Any) -> None:
+def test_an_answer_that_is_not_sealed_is_refused(
+    fake: Fake, http: Any, connect: Callable[..., Client], answer: Any
+) -> None:
     fake.plain = answer
-    with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)) as caught:
+    with pytest.raises((http.RemoteProtocolError, http.ReadError)) as caught:
         connect(fake.url).post(json=chat())
     assert isinstance(cause_of(caught), ResponseForged | ResponseCut)
 
@@ -242,10 +272,32 @@ def test_a_busy_backend_is_an_answer_that_sdks_retry_in_due_time(
     assert "Later." in json.loads(response.content)["error"]["message"]
 
 
-def test_a_backend_that_is_not_there_is_a_connect_error(connect: Callable[..., Client]) -> None:
-    with pytest.raises(httpx2.ConnectError, match="cannot be reached") as caught:
+def test_a_backend_that_is_not_there_is_a_connect_error(http: Any, connect: Callable[..., Client]) -> None:
+    with pytest.raises(http.ConnectError, match="cannot be reached") as caught:
         connect(f"http://127.0.0.1:{free_port()}").post(json=chat())
     assert isinstance(cause_of(caught), UpstreamUnreachable)
+
+
+def test_a_backend_that_is_silent_is_a_read_timeout(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
+    client = connect(fake.url)
+    client.post(json=chat())
+    fake.gap = 5
+    with pytest.raises(http.ReadTimeout) as caught:
+        client.stream(timeout=0.2)
+    assert isinstance(cause_of(caught), ResponseCut)
+    assert isinstance(cause_of(caught).__cause__, httpx2.ReadTimeout)
+
+
+def test_a_body_that_comes_in_pieces_is_sealed_whole(fake: Fake, connect: Callable[..., Client]) -> None:
+    pieces = (b'{"mess', b'ages": []}')
+
+    async def later() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    client = connect(fake.url)
+    assert client.post(content=later() if isinstance(client, Async) else iter(pieces)).status_code == 200
+    assert fake.inner[0].body == b'{"messages": []}'
 
 
 def test_an_error_inside_the_seal_is_an_answer(fake: Fake, connect: Callable[..., Client]) -> None:
@@ -268,7 +320,7 @@ def test_a_stream_is_delivered_as_it_arrives(fake: Fake, connect: Callable[..., 
 @pytest.mark.parametrize("clean", [True, False])
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_cut_at_any_write_is_an_error(
-    fake: Fake, connect: Callable[..., Client], stream: bool, clean: bool
+    fake: Fake, http: Any, connect: Callable[..., Client], stream: bool, clean: bool
 ) -> None:
     client = connect(fake.url)
     ask: Callable[[], Any] = client.stream if stream else lambda: client.post(json=chat())
@@ -277,7 +329,7 @@ def test_an_answer_cut_at_any_write_is_an_error(
     assert writes == (len(WORDS) + 4 if stream else 3)
     for stop_at in range(writes):
         fake.stop_at = stop_at
-        with pytest.raises((httpx2.ReadError, httpx2.RemoteProtocolError)) as caught:
+        with pytest.raises((http.ReadError, http.RemoteProtocolError)) as caught:
             ask()
         assert isinstance(cause_of(caught), ResponseCut | UpstreamUnreachable)
     fake.stop_at = None
@@ -286,14 +338,14 @@ def test_an_answer_cut_at_any_write_is_an_error(
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_changed_in_any_write_is_an_error_before_its_content_is_used(
-    fake: Fake, connect: Callable[..., Client], stream: bool
+    fake: Fake, http: Any, connect: Callable[..., Client], stream: bool
 ) -> None:
     client = connect(fake.url)
     ask: Callable[[], Any] = client.stream if stream else lambda: client.post(json=chat())
     ask()
     for n in range(fake.writes):
         fake.change = lambda i, data, n=n: _flipped(data) if i == n else data
-        with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)) as caught:
+        with pytest.raises((http.RemoteProtocolError, http.ReadError)) as caught:
             ask()
         assert isinstance(cause_of(caught), ResponseForged | ResponseCut)
 
@@ -303,13 +355,10 @@ def _flipped(data: bytes) -> bytes:
     return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
 
 
-def test_leaving_a_stream_reaches_the_backend(fake: Fake) -> None:
+def test_leaving_a_stream_reaches_the_backend(fake: Fake, connect: Callable[..., Client]) -> None:
     fake.gap = 0.2
-    transport = AdytumTransport(upstream=fake.url, policy=SIMULATED)
-    with httpx2.Client(transport=transport, base_url=fake.url) as client:
-        with client.stream("POST", CHAT, json=chat(stream=True)) as response:
-            next(response.iter_raw())
-        assert fake.left.wait(1)
+    connect(fake.url).leave()
+    assert fake.left.wait(1)
 
 
 def test_the_clients_key_goes_inside_and_replaces_the_callers(fake: Fake, connect: Callable[..., Client]) -> None:
@@ -362,10 +411,10 @@ def test_tasks_that_start_together_verify_once_and_share_a_failure(fake: Fake) -
     assert fake.requests == 8
 
 
-def test_a_failure_is_not_remembered(fake: Fake, connect: Callable[..., Client]) -> None:
+def test_a_failure_is_not_remembered(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
     client = connect(fake.url)
     fake.evidence = (500, {}, b"")
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(http.TransportError):
         client.post(json=chat())
     fake.evidence = None
     assert client.post(json=chat()).status_code == 200
@@ -406,18 +455,18 @@ def test_the_workspace_keeps_accepted_evidence_and_nothing_else(
         assert secret.encode() not in kept
 
 
-def test_refused_evidence_is_not_kept(fake: Fake, connect: Callable[..., Client], tmp_path: Path) -> None:
+def test_refused_evidence_is_not_kept(fake: Fake, http: Any, connect: Callable[..., Client], tmp_path: Path) -> None:
     client = connect(fake.url, workspace=tmp_path, policy=Policy.default(frozenset({bytes(48)})))
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises(http.ConnectError):
         client.post(json=chat())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_that_cannot_be_written_stops_the_request(
-    fake: Fake, connect: Callable[..., Client], tmp_path: Path
+    fake: Fake, http: Any, connect: Callable[..., Client], tmp_path: Path
 ) -> None:
     (tmp_path / "evidence.log").mkdir()
-    with pytest.raises(httpx2.LocalProtocolError, match="workspace") as caught:
+    with pytest.raises(http.LocalProtocolError, match="workspace") as caught:
         connect(fake.url, workspace=tmp_path).post(json=chat())
     assert isinstance(cause_of(caught), RequestRefused)
     assert fake.requests == 0
@@ -451,12 +500,12 @@ def test_the_network_sees_no_word_no_path_and_no_key(fake: Fake, connect: Callab
         assert secret.encode() not in wire
 
 
-def test_the_attested_key_is_the_one_that_is_used(fake: Fake, connect: Callable[..., Client]) -> None:
+def test_the_attested_key_is_the_one_that_is_used(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
     """Keys that the gateway serves beside the evidence play no part."""
     with running_fake() as other:
         listed = keyconfig.encode_list(other.keys.configurations)
     fake.claims = with_claims(key_configurations=listed)
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(http.RemoteProtocolError):
         # Sealed to keys that this backend does not have: it cannot read the request.
         connect(fake.url).post(json=chat())
     assert fake.inner == []
