@@ -11,7 +11,7 @@ import pytest
 
 from adytum.attestation.policy.policy import Policy
 from adytum.deploy.demo.faq import load
-from adytum.inference.client.caller import Caller
+from adytum.inference.client.proxy.upstream import UpstreamClient
 from adytum.inference.client.session import Upstream
 from adytum.inference.client.transport import AdytumTransport
 from tests.conftest import RunningBackend
@@ -48,7 +48,7 @@ def way(request: pytest.FixtureRequest, backend: RunningBackend) -> Iterator[dic
     policy = Policy.from_toml(backend.policy_path)
     with ExitStack() as stack:
         if request.param == "proxy":
-            yield {"origin": stack.enter_context(running_proxy(Caller(Upstream(backend.url, policy=policy))))}
+            yield {"origin": stack.enter_context(running_proxy(UpstreamClient(Upstream(backend.url, policy=policy))))}
         else:
             yield {"origin": backend.url, "transport": AdytumTransport(upstream=backend.url, policy=policy)}
 

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from adytum.attestation.policy.policy import Policy
-from adytum.inference.client.caller import Caller
+from adytum.inference.client.proxy.upstream import UpstreamClient
 from adytum.inference.client.session import Upstream
 from adytum.inference.client.transport import AdytumTransport
 from tests.unit.client.support import Fake, running_fake, running_proxy
@@ -37,7 +37,7 @@ def proxy(fake: Fake) -> Iterator[Callable[..., str]]:
             *, upstream: dict[str, Any] | None = None, api_key: str | None = None, app: dict[str, Any] | None = None
         ) -> str:
             options: dict[str, Any] = {"url": fake.url, "policy": Policy.accept_simulated(), **(upstream or {})}
-            caller = Caller(Upstream(**options), api_key)
-            return stack.enter_context(running_proxy(caller, **(app or {})))
+            client = UpstreamClient(Upstream(**options), api_key)
+            return stack.enter_context(running_proxy(client, **(app or {})))
 
         yield start

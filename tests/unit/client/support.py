@@ -6,6 +6,7 @@ than it should is caught, and it records every byte of what came in the clear.
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,8 +23,10 @@ from adytum.inference.channel import keyconfig, ohttp
 from adytum.inference.channel.errors import UnknownKey
 from adytum.inference.channel.exchange import Exchange, InnerRequest, OhttpOpening
 from adytum.inference.channel.padding import Padding
-from adytum.inference.client.caller import Caller
-from adytum.inference.client.proxy import create_app
+from adytum.inference.client.proxy.app import create_app
+from adytum.inference.client.proxy.replicas import Replicas
+from adytum.inference.client.proxy.run import serve
+from adytum.inference.client.proxy.upstream import UpstreamClient
 from adytum.inference.gateway.accounting.usage import Usage
 from adytum.inference.gateway.exchange.notary import Notary
 from adytum.inference.gateway.keys import KeyRing
@@ -287,10 +290,22 @@ def running_fake(**script: Any) -> Iterator[Fake]:
 
 
 @contextmanager
-def running_proxy(caller: Caller, **options: Any) -> Iterator[str]:
-    """The proxy's application in front of what `caller` asks; gives its origin."""
-    with serving(create_app(caller, **options), lifespan="on") as port:
-        yield f"http://127.0.0.1:{port}"
+def running_proxy(client: UpstreamClient | Replicas, **options: Any) -> Iterator[str]:
+    """The proxy in front of what `client` asks, in a thread; gives its origin. `grace_s` is an option too."""
+    grace = {"grace_s": options.pop("grace_s", 0.2)}
+    loop = asyncio.new_event_loop()
+    started, stop = threading.Event(), asyncio.Event()
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        serving = serve(create_app(client, **options), listening, started.set, stop, **grace)
+        thread = threading.Thread(target=loop.run_until_complete, args=(serving,), daemon=True)
+        thread.start()
+        assert started.wait(20)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(20)
+    loop.close()
 
 
 def with_claims(**changes: Any) -> Callable[[Claims], Claims]:

@@ -1,14 +1,18 @@
 """The local proxy in front of a scripted backend: what passes, what is refused, and how it fails."""
 
 import asyncio
+import gzip
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,13 @@ import pytest
 
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.policy.rules import Padding
-from adytum.inference.client.proxy import BODY_LIMIT, CannotStart, run_proxy
+from adytum.inference.client.proxy import CannotStart, run_proxy
+from adytum.inference.client.proxy.app import BODY_LIMIT
+from adytum.inference.client.proxy.upstream import UpstreamClient
+from adytum.inference.client.session import Upstream
 from tests.conftest import free_port
 from tests.support import ROOT
-from tests.unit.client.support import API_KEY, GATEWAY, WORDS, Fake, chat
+from tests.unit.client.support import API_KEY, GATEWAY, WORDS, Fake, chat, running_proxy
 
 CHAT = "/v1/chat/completions"
 Proxy = Callable[..., str]
@@ -47,6 +54,25 @@ def request(
         return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
     finally:
         connection.close()
+
+
+def exchange(url: str, data: bytes, wait: float = 5) -> bytes:
+    """What comes back for these bytes until the proxy closes or `wait` seconds are over."""
+    with socket.create_connection(("127.0.0.1", port_of(url)), timeout=wait) as connection:
+        connection.sendall(data)
+        received = b""
+        try:
+            while more := connection.recv(1 << 16):
+                received += more
+        except TimeoutError:
+            pass
+        return received
+
+
+def raw(line: str, body: bytes = b"", *headers: str) -> bytes:
+    """A request byte by byte, on a connection that the proxy closes afterwards."""
+    fields = ["Host: localhost", "Connection: close", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join((line, *fields, "", "")).encode("latin-1") + body
 
 
 def error_of(response: httpx2.Response) -> dict[str, Any]:
@@ -80,6 +106,31 @@ def test_a_stream_passes_as_it_arrives(fake: Fake, proxy: Proxy) -> None:
         arrived = [time.monotonic() for data in response.iter_raw() if b"data: " in data]
     assert len(arrived) == len(WORDS) + 2
     assert arrived[-1] - arrived[0] > 0.7 * 0.1 * (len(arrived) - 1)
+
+
+def test_a_caller_of_http_1_0_gets_a_stream_whole_or_not_at_all(fake: Fake, proxy: Proxy) -> None:
+    """It has no chunks: a stream that was cut would end like a whole one."""
+    url = proxy()
+    asked = raw(f"POST {CHAT} HTTP/1.0", json.dumps(chat(stream=True)).encode())
+    head, _, body = exchange(url, asked).partition(b"\r\n\r\n")
+    assert b" 200 OK\r\n" in head
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    assert body.count(b"data: ") == len(WORDS) + 2
+    for stop_at in range(1, fake.writes):
+        fake.stop_at = stop_at
+        assert b" 502 Bad Gateway\r\n" in exchange(url, asked).partition(b"\r\n\r\n")[0]
+
+
+def test_path_body_and_fields_pass_as_they_came(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    body = gzip.compress(json.dumps(chat()).encode())
+    target = "/v1/%6dodels/../a%2Fb?q=%20&r"
+    exchange(url, raw(f"GET {target} HTTP/1.1", b"", "X-A: 1", "x-a: 2"))
+    exchange(url, raw("GET http://localhost:9/v1/models?q HTTP/1.1"))
+    assert exchange(url, raw(f"POST {CHAT} HTTP/1.1", body, "Content-Encoding: gzip")).startswith(b"HTTP/1.1 502")
+    assert [item.path for item in fake.inner] == [target, "/v1/models?q", CHAT]
+    assert [value for name, value in fake.inner[0].fields if name == b"x-a"] == [b"1", b"2"]
+    assert fake.inner[2].body == body
 
 
 def test_a_caller_that_leaves_reaches_the_backend_within_a_second(fake: Fake, proxy: Proxy) -> None:
@@ -277,7 +328,22 @@ def test_an_allowed_origin_passes_with_its_preflight(proxy: Proxy) -> None:
     assert headers["access-control-allow-origin"] == "https://app.example"
     status, headers, _ = request(url, "GET", "/v1/models", {"Origin": "https://app.example"})
     assert (status, headers["access-control-allow-origin"]) == (200, "https://app.example")
+    assert headers["vary"] == "Origin"
     assert request(url, "GET", "/v1/models", {"Origin": "https://evil.example"})[0] == 403
+    two = ("Origin: https://app.example", "Origin: https://evil.example")
+    assert exchange(url, raw("GET /v1/models HTTP/1.1", b"", *two)).startswith(b"HTTP/1.1 403 ")
+
+
+def test_an_allowed_page_may_read_streams_and_errors_and_ask_no_more(proxy: Proxy) -> None:
+    url = proxy(app={"allow_origins": ["https://app.example"]})
+    origin = {"Origin": "https://app.example"}
+    for path, body, status in ((CHAT, chat(stream=True), 200), ("/v1/nothing", {}, 404), ("/metrics", {}, 404)):
+        found, headers, _ = request(url, "POST", path, origin, json.dumps(body).encode())
+        assert (found, headers["access-control-allow-origin"]) == (status, "https://app.example")
+    status, headers, _ = request(url, "OPTIONS", CHAT, {**origin, "Access-Control-Request-Method": "DELETE"})
+    assert status == 400
+    assert headers["access-control-allow-methods"] == "GET, POST"
+    assert request(url, "OPTIONS", CHAT, origin)[0] == 405
 
 
 def test_a_body_that_is_too_large_is_a_413_however_it_comes(fake: Fake, proxy: Proxy) -> None:
@@ -292,6 +358,65 @@ def test_a_body_that_is_too_large_is_a_413_however_it_comes(fake: Fake, proxy: P
     assert fake.requests == 0
 
 
+def test_a_body_is_asked_for_only_if_it_is_taken(fake: Fake, proxy: Proxy) -> None:
+    url = proxy()
+    go_on = "Expect: 100-continue"
+    with socket.create_connection(("127.0.0.1", port_of(url)), timeout=5) as connection:
+        body = json.dumps(chat()).encode()
+        connection.sendall(raw(f"POST {CHAT} HTTP/1.1", body, go_on)[: -len(body)])
+        assert connection.recv(1 << 16) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+    for asked, status in (
+        (f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY_LIMIT + 1}\r\n{go_on}\r\n\r\n", 413),
+        (f"POST {CHAT} HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 2\r\n{go_on}\r\n\r\n", 403),
+    ):
+        assert exchange(url, asked.encode(), wait=0.5).startswith(b"HTTP/1.1 %d " % status)
+    assert len(fake.inner) == 1
+
+
+def test_what_is_not_http_is_refused_and_not_logged(
+    fake: Fake, proxy: Proxy, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = proxy()
+    for data in (b"quixotic zeppelin\r\n\r\n", raw("GET /v1/models HTTP/1.1", b"", "quixotic zeppelin: 1")):
+        assert exchange(url, data).partition(b"\r\n")[0].endswith(b" 400 Bad Request")
+    chunked = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nquixotic\r\n"
+    assert exchange(url, chunked.encode()).partition(b"\r\n")[0].endswith(b" 400 Bad Request")
+    fake.stop_at = 3
+    with pytest.raises(httpx2.RemoteProtocolError):
+        httpx2.post(f"{url}{CHAT}", json=chat(stream=True))
+    out, err = capfd.readouterr()
+    for word in ("quixotic", "Traceback", "Error handling"):
+        assert word not in caplog.text + out + err
+    assert fake.requests == 1
+
+
+def test_a_proxy_that_is_stopped_ends_short_streams_and_cuts_long_ones(fake: Fake) -> None:
+    client = UpstreamClient(Upstream(fake.url, policy=Policy.accept_simulated()))
+    fake.gap = 0.1
+    with ExitStack() as running:
+        url = running.enter_context(running_proxy(client, grace_s=4))
+        with httpx2.stream("POST", f"{url}{CHAT}", json=chat(stream=True)) as response:
+            heard = response.iter_raw()
+            first = next(heard)
+            stopping = threading.Thread(target=running.close)
+            stopping.start()
+            assert (first + b"".join(heard)).count(b"data: ") == len(WORDS) + 2
+        stopping.join(5)
+    fake.gap = 20
+    with ExitStack() as running:
+        url = running.enter_context(running_proxy(client, grace_s=0.4))
+        with httpx2.stream("POST", f"{url}{CHAT}", json=chat(stream=True), timeout=10) as response:
+            stopping = threading.Thread(target=running.close)
+            stopping.start()
+            with pytest.raises(httpx2.RemoteProtocolError):
+                response.read()
+        assert fake.left.wait(1)
+        stopping.join(5)
+        assert not stopping.is_alive()
+
+
 def test_other_paths_and_methods_are_refused_here(fake: Fake, proxy: Proxy) -> None:
     url = proxy()
     assert error_of(httpx2.get(f"{url}/metrics"))["code"] == "unknown_path"
@@ -304,6 +429,9 @@ def test_health_tells_whether_the_backend_is_verified(fake: Fake, proxy: Proxy) 
     url = proxy()
     httpx2.get(f"{url}/v1/models")
     assert httpx2.get(f"{url}/healthz").json() == {"status": "alive", "upstream": fake.url, "verified": True}
+    asked = httpx2.head(f"{url}/healthz")
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert "server" not in asked.headers
 
 
 def test_options_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 from adytum.attestation.document.evidence import ModelClaim
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.policy.rules import Replica
-from adytum.inference.client.caller import Caller
 from adytum.inference.client.errors import ResponseForged
 from adytum.inference.client.proxy import CannotStart, run_proxy
-from adytum.inference.client.replicas import BACK_OFF_S, LIST_LIMIT, Replicas, merged
+from adytum.inference.client.proxy.replicas import BACK_OFF_S, LIST_LIMIT, Replicas, merged
+from adytum.inference.client.proxy.upstream import UpstreamClient
 from adytum.inference.client.session import Upstream
 from tests.conftest import free_port
 from tests.support import ROOT
@@ -44,8 +44,8 @@ class Proxied:
     def start(self, *, urls: list[str] | None = None, policy: Policy | None = None) -> str:
         urls = urls or [fake.url for fake in self.fakes]
         policy = policy or Policy.accept_simulated()
-        callers = [Caller(Upstream(url, policy=policy)) for url in urls]
-        self.url = self._stack.enter_context(running_proxy(Replicas(callers, lambda: self.now)))  # type: ignore[arg-type]
+        clients = [UpstreamClient(Upstream(url, policy=policy)) for url in urls]
+        self.url = self._stack.enter_context(running_proxy(Replicas(clients, lambda: self.now)))  # type: ignore[arg-type]
         return self.url
 
     def ask(self, **more: Any) -> httpx2.Response:

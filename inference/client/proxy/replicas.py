@@ -25,8 +25,8 @@ from urllib.parse import unquote
 
 from adytum.inference.channel.bhttp import Fields, ResponseHead, field
 from adytum.inference.client.answers import BUSY
-from adytum.inference.client.caller import Answer, Caller, Reply
 from adytum.inference.client.errors import ClientError, NoUpstream, RequestRefused, ResponseForged, UpstreamRefused
+from adytum.inference.client.proxy.upstream import Answer, Reply, UpstreamClient
 from adytum.inference.client.session import Session
 
 _log = logging.getLogger("adytum.proxy")
@@ -41,8 +41,8 @@ _JSON = ((b"content-type", b"application/json"),)
 class Replica:
     """One upstream among others, and how it fares. `clock`: monotonic seconds."""
 
-    def __init__(self, caller: Caller, clock: Callable[[], float]) -> None:
-        self.caller = caller
+    def __init__(self, client: UpstreamClient, clock: Callable[[], float]) -> None:
+        self.client = client
         self.in_flight = 0
         """Requests from here that it has."""
         self.turn = 0
@@ -58,7 +58,7 @@ class Replica:
     @property
     def session(self) -> Session | None:
         """What was verified, where that can still be used."""
-        return self.caller.upstream.session(self._unwanted)
+        return self.client.upstream.session(self._unwanted)
 
     @property
     def well(self) -> bool:
@@ -83,24 +83,24 @@ class Replica:
     async def _verify(self) -> None:
         # Nobody need wait for this task: what goes wrong in it must be said here.
         try:
-            session = await self.caller.session(self._unwanted)
+            session = await self.client.session(self._unwanted)
         except ClientError as error:
             self.failed(error)
         except Exception as error:
-            _log.error("verifying %s failed: %s", self.caller.upstream.origin, type(error).__name__)
-            self.failed(NoUpstream(f"{self.caller.upstream.origin} could not be verified: {type(error).__name__}."))
+            _log.error("verifying %s failed: %s", self.client.upstream.origin, type(error).__name__)
+            self.failed(NoUpstream(f"{self.client.upstream.origin} could not be verified: {type(error).__name__}."))
         else:
             self._unwanted = None
             self.error = None
             if not self._known:
-                self.caller.says(session)
+                self.client.says(session)
             self._known = True
 
     async def send(self, method: str, path: str, fields: Fields, body: bytes) -> "Reply":
         """The answer once its head is open. Raises `ClientError`."""
         self.in_flight += 1
         try:
-            answer = await self.caller.send(method, path, fields, body)
+            answer = await self.client.send(method, path, fields, body)
         except BaseException as error:
             self.in_flight -= 1
             if isinstance(error, ClientError) and not isinstance(error, RequestRefused):
@@ -121,7 +121,7 @@ class Replica:
         self.error = error
         busy = isinstance(error, UpstreamRefused) and error.status in BUSY
         if not busy:
-            self._unwanted = self.caller.upstream.session()
+            self._unwanted = self.client.upstream.session()
             self._known = False
         self._leave_alone(error.retry_after if isinstance(error, UpstreamRefused) else None)
 
@@ -184,20 +184,20 @@ class _Made:
 
 
 class Replicas:
-    """Asks several upstreams as `Caller` asks one. An async context manager. `clock`: monotonic seconds."""
+    """Asks several upstreams as `UpstreamClient` asks one. An async context manager. `clock`: monotonic seconds."""
 
-    def __init__(self, callers: Sequence[Caller], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clients: Sequence[UpstreamClient], clock: Callable[[], float] = time.monotonic) -> None:
         """Raises `ValueError` where one is there twice."""
-        origins = [caller.upstream.origin for caller in callers]
+        origins = [client.upstream.origin for client in clients]
         if len(set(origins)) != len(origins) or not origins:
             raise ValueError("each upstream is given once: " + ", ".join(str(origin) for origin in origins))
-        self._replicas = [Replica(caller, clock) for caller in callers]
+        self._replicas = [Replica(client, clock) for client in clients]
         self._turns = 0
         self._opened = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         for replica in self._replicas:
-            await self._opened.enter_async_context(replica.caller)
+            await self._opened.enter_async_context(replica.client)
         return self
 
     async def __aexit__(
@@ -216,7 +216,7 @@ class Replicas:
         """Whether any is verified at the moment, and how each one fares."""
         each = [
             {
-                "upstream": str(replica.caller.upstream.origin),
+                "upstream": str(replica.client.upstream.origin),
                 "verified": replica.session is not None,
                 "well": replica.well,
                 "in_flight": replica.in_flight,

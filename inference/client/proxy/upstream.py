@@ -95,7 +95,7 @@ class Answer:
             self._response.close()
 
 
-class Caller:
+class UpstreamClient:
     """Asks one upstream. An async context manager. `api_key` replaces what `send` is given."""
 
     def __init__(self, upstream: Upstream, api_key: str | None = None) -> None:
