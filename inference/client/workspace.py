@@ -5,10 +5,12 @@ JSON for each. `releases.json` has the highest release that was accepted from ea
 from then on. The folder has mode 0700, its files 0600.
 """
 
-import fcntl
 import json
 import os
 import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from adytum.attestation.reference.release import Release
@@ -17,6 +19,8 @@ from adytum.inference.client.session import Accepted
 
 LOG = "evidence.log"
 RELEASES = "releases.json"
+LOCK_SECONDS = 10.0
+"""For another program that has the folder."""
 
 
 class Workspace:
@@ -34,17 +38,16 @@ class Workspace:
             if accepted.release is not None:
                 self._advance(str(accepted.origin), accepted.release)
             self._write(accepted)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise RequestRefused(
-                f"The workspace {self._folder} cannot be written ({error.strerror}), so nothing was sent. Make room "
-                "there, or go without a workspace.",
+                f"The workspace {self._folder} cannot be written ({reason}), so nothing was sent. Make room there, or "
+                "go without a workspace.",
                 status=500,
             ) from error
 
     def _advance(self, upstream: str, release: Release) -> None:
-        with (self._folder / ".releases.lock").open("w") as lock:
-            # Two programs may share a folder: neither may write what the other has not read.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self._folder / ".releases.lock"):
             known = self._releases()
             sequence, sha256 = known.get(upstream, (-1, ""))
             if release.sequence < sequence:
@@ -110,6 +113,15 @@ class Workspace:
             os.write(handle, json.dumps(line).encode() + b"\n")
         finally:
             os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two programs may share a folder: neither may write what the other has not read. Raises `sqlite3.Error`."""
+    # Of the standard library's locks, this one is on every system and ends with its process. The file stays empty.
+    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def _write_new(path: Path, data: bytes) -> None:

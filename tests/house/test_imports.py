@@ -18,6 +18,12 @@ LAUNCHER = "inference/engine/run/launcher.py"
 # Scripts for the engines' Python, which the benchmarks start as processes: vLLM's load generator, and torch's copies.
 GENERATOR, TRANSFERS = "benchmarks/load/vllm_generator.py", "benchmarks/cc/transfer_device.py"
 ENGINE_LIBRARIES = ("vllm", "torch", "transformers", "tokenizers", "safetensors")
+# pyproject.toml's list for a client, and what two of them bring along and use in their own interfaces.
+CLIENT_LIBRARIES = ("cryptography", "lxml", "httpx2", "aiohttp", "click", "anyio", "yarl")
+# Two extras, which say so if they are missing, and a library that is only there if the caller's program uses it.
+OPTIONAL_LIBRARIES = ("dcap_qvl", "sevsnpmeasure", "httpx")
+# Parts of the standard library that Windows lacks.
+UNIX_ONLY = ("fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
 DEVICE_LIBRARIES = ("pynvml", "cuda", "cupy", "amdsmi", "nv_attestation_sdk")
 
 
@@ -221,6 +227,36 @@ RULES = (
         ),
     ),
     Rule(
+        # What `pip install adytum` installs is enough, on Windows too. A device's own module runs in the backend.
+        "a client needs its few dependencies and no Unix",
+        lambda path: (
+            inside("inference/client", "inference/channel", "attestation")(path)
+            and not path.endswith(("/device.py", "/devices.py"))
+        ),
+        lambda target: (
+            under(target, *UNIX_ONLY)
+            or not (
+                under(target, "adytum", *CLIENT_LIBRARIES, *OPTIONAL_LIBRARIES)
+                or target.split(".")[0] in sys.stdlib_module_names
+            )
+        ),
+        (
+            ("inference/client/workspace.py", "import fcntl"),
+            ("inference/client/proxy/run.py", "import uvicorn"),
+            ("inference/client/proxy/app.py", "from starlette.applications import Starlette"),
+            ("inference/client/proxy/app.py", "def f():\n    import uvloop"),
+            ("inference/channel/ohttp.py", "from pydantic import BaseModel"),
+            ("attestation/policy/policy.py", "try:\n    import resource\nexcept ImportError:\n    pass"),
+            ("attestation/verify/document.py", "import fastapi"),
+        ),
+        (
+            ("inference/client/proxy/app.py", "import asyncio\nfrom aiohttp import web\nimport yarl"),
+            ("attestation/tdx/collateral.py", "import dcap_qvl"),
+            ("attestation/snp/device.py", "import fcntl"),
+            ("inference/gateway/edge/app.py", "import fastapi"),
+        ),
+    ),
+    Rule(
         "nothing outside tests imports tests",
         outside("tests"),
         lambda target: under(target, "tests"),
@@ -283,6 +319,7 @@ LAYERS = {
     ),
     "inference": ("channel", "core", "gateway", "engine", "client", "preflight", "backend", "cli", "__main__"),
     "inference/gateway": ("limits", "keys", "failures", "callers", "admission", "accounting", "exchange", "edge"),
+    "inference/client": ("errors", "origin", "answers", "session", "workspace", "transport", "proxy"),
     "inference/engine": ("run", "weights", "placement", "supervise"),
     "benchmarks": (
         *("errors", "runfile", "report", "load", "channel", "parts", "runs", "leakage", "cc", "gpu", "__main__"),

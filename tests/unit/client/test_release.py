@@ -1,6 +1,8 @@
 """A client that requires a release: what its workspace remembers, and the commands of both sides."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from adytum.attestation.reference import release
 from adytum.attestation.reference.measurements import Input, Measurements
 from adytum.attestation.reference.release import Machine, Version
 from adytum.inference.__main__ import main
-from adytum.inference.client.errors import NotVerified
+from adytum.inference.client import workspace
+from adytum.inference.client.errors import NotVerified, RequestRefused
 from adytum.inference.client.transport import AdytumTransport
 from tests.unit.client.support import Fake
 
@@ -104,6 +107,26 @@ def test_clients_that_share_a_workspace_never_go_back(fake: Fake, tmp_path: Path
         thread.join()
     assert json.loads((tmp_path / "workspace" / "releases.json").read_text())[fake.url]["sequence"] == 8
     assert all("accepted before" in str(error) for error in refused)
+
+
+def test_a_workspace_that_another_program_holds_is_waited_for_and_then_refused(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = publish(tmp_path, fake, 8)
+    (tmp_path / "workspace").mkdir()
+    code = "import sqlite3, sys; sqlite = sqlite3.connect(sys.argv[1]); sqlite.execute('BEGIN IMMEDIATE')"
+    command = [sys.executable, "-uc", f"{code}; print('held'); input()", tmp_path / "workspace" / ".releases.lock"]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    monkeypatch.setattr(workspace, "LOCK_SECONDS", 0.1)
+    with pytest.raises(RequestRefused, match="cannot be written"):
+        ask(fake, policy, tmp_path / "workspace")
+    monkeypatch.setattr(workspace, "LOCK_SECONDS", 10)
+    threading.Timer(0.3, other.kill).start()  # A lock does not outlive the program that holds it.
+    ask(fake, policy, tmp_path / "workspace")
+    assert other.wait(5) < 0
+    assert (tmp_path / "workspace" / ".releases.lock").read_bytes() == b""
 
 
 def test_nothing_is_sent_to_a_backend_of_no_release(fake: Fake, tmp_path: Path) -> None:
