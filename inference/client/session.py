@@ -9,14 +9,12 @@ backend says that it does not know the key. The policy's maximum age is about th
 """
 
 import datetime
-import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
-from http import HTTPStatus
 
 from adytum.attestation.core.errors import AttestationError, PolicyError
 from adytum.attestation.core.limits import LIMITS as ATTESTATION_LIMITS
@@ -25,15 +23,16 @@ from adytum.attestation.policy.policy import Policy
 from adytum.attestation.reference.release import Release
 from adytum.attestation.verify.document import VerifiedEvidence, verify
 from adytum.inference.channel import bhttp, keyconfig, ohttp
-from adytum.inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead, Trailers
-from adytum.inference.channel.errors import ChannelError, TruncatedMessage
+from adytum.inference.channel.bhttp import Fields, RequestHead, ResponseHead
+from adytum.inference.channel.errors import ChannelError
 from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.keyconfig import KeyConfiguration
 from adytum.inference.channel.limits import DEFAULT_LIMITS
 from adytum.inference.channel.padding import bucket
-from adytum.inference.channel.receipts import TRAILER, Receipt, digest
-from adytum.inference.client.errors import ClientError, NotVerified, RequestRefused, ResponseCut, ResponseForged
+from adytum.inference.channel.receipts import digest
+from adytum.inference.client.errors import ClientError, NotVerified, RequestRefused
 from adytum.inference.client.origin import Origin
+from adytum.inference.client.reader import ANSWER_LIMITS, Expected, ResponseReader
 
 KEMS = {"mlkem768-x25519": KemId.MLKEM768_X25519, "x25519": KemId.X25519}
 """Names of the KEMs, best first."""
@@ -54,9 +53,6 @@ _SAME_DATE_S = 2.0
 """A date has whole seconds: by less the backend's says nothing new."""
 _PIECE = 16_384
 """Plaintext bytes per chunk of a request: what every receiver of chunked OHTTP takes."""
-# An answer is opened as it comes and not kept, so a long stream need not fit into the bounds of one message. The bucket
-# of the largest whole answers is 2 MiB wide, and so can be their padding.
-_ANSWER_LIMITS = replace(DEFAULT_LIMITS, message=1 << 30, chunks=1 << 22, padding=1 << 21)
 _GATEWAY_PATH = re.compile(r"/(?!/)[\x21-\x22\x24-\x7e]*")  # No fragment, no second authority.
 # About this hop only (RFC 9110, 7.6.1), about the outer message, or about the browser that talks to the proxy.
 _OUTER = frozenset(
@@ -215,7 +211,7 @@ class Session:
 
     def seal(
         self, method: str, path: str, fields: Fields, body: bytes, *, api_key: str | None = None
-    ) -> "tuple[bytes, ResponseReader]":
+    ) -> tuple[bytes, ResponseReader]:
         """The sealed request for POST `gateway_path` (`SEALED_HEADERS`), and what opens its answer.
 
         `path` includes the query. `api_key` replaces the credentials in `fields`. Raises `RequestRefused`.
@@ -240,7 +236,7 @@ class Session:
         expected = Expected(
             digest(sealer.enc), digest(message), digest(self._key.encode()), self._receipt_key, self._weights
         )
-        return b"".join(pieces), ResponseReader(sealer.response(_ANSWER_LIMITS), expected)
+        return b"".join(pieces), ResponseReader(sealer.response(ANSWER_LIMITS), expected)
 
     def corrects_date(self, head: ResponseHead) -> bool:
         """Whether the backend refused a request for its date and says a better one, which is used from now on."""
@@ -291,117 +287,6 @@ def _padded(length: int) -> int:
         # Beyond 16 MiB a bucket can be wider than the padding that a receiver takes.
         padded = -(-length // DEFAULT_LIMITS.padding) * DEFAULT_LIMITS.padding
     return padded
-
-
-@dataclass(frozen=True, repr=False)
-class Expected:
-    """What the receipt of an answer has to say, and the key from the evidence that has to have signed it."""
-
-    enc: bytes
-    request: bytes
-    keys: bytes
-    signed_by: bytes
-    weights: Mapping[str, bytes]
-
-    def check(self, token: bytes | None, response: bytes, status: int) -> Receipt | None:
-        """Raises `ResponseForged`. `response`: SHA-256 of the content. A wrong API key (401) alone has no receipt."""
-        if token is None:
-            if status == HTTPStatus.UNAUTHORIZED:
-                return None
-            raise _unreceipted("it has none")
-        try:
-            receipt = Receipt.verify(token, self.signed_by)
-        except ChannelError as error:
-            raise _unreceipted(str(error)) from error
-        spent = receipt.spent
-        for name, found, wanted in (
-            ("the encapsulated key", receipt.enc, self.enc),
-            ("the request", receipt.request, self.request),
-            ("the key configuration", receipt.keys, self.keys),
-            ("the answer's content", receipt.response, response),
-            ("the status", receipt.status, status),
-            ("the model's weights", spent and self.weights.get(spent.model, b""), spent and spent.weights),
-        ):
-            if found != wanted:
-                raise _unreceipted(f"{name} is another one there")
-        return receipt
-
-
-class ResponseReader:
-    """Opens one answer: `feed()` its bytes as they come, then `finish()`. Only `finish()` tells that it is whole."""
-
-    def __init__(self, opener: ohttp.ResponseOpener, expected: Expected) -> None:
-        self._opener = opener
-        self._expected = expected
-        self._hash = hashlib.sha256()
-        self.receipt_token: bytes | None = None
-        """The receipt as it was signed, for whoever wants to keep it."""
-        self.receipt: Receipt | None = None
-        """What it says, checked; there once `ended`, but for an API key that was refused (401)."""
-        self._decoder = bhttp.Decoder("response", _ANSWER_LIMITS)
-        self.head: ResponseHead | None = None
-        """Status and header, as soon as they are readable."""
-        self.ended = False
-        """Whether the whole answer was opened."""
-
-    def feed(self, data: bytes) -> bytes:
-        """Content that became readable. Raises `ResponseForged`."""
-        try:
-            plain = self._opener.feed(data)
-            return self._content(self._decoder.feed(plain)) if plain else b""
-        except ChannelError as error:
-            raise _forged(error) from error
-
-    def finish(self) -> bytes:
-        """The last content, once the outer answer has ended. Raises `ResponseCut`, `ResponseForged`."""
-        try:
-            plain = self._opener.finish()
-            events = self._decoder.feed(plain) if plain else []
-            content = self._content(events + self._decoder.finish())
-        except TruncatedMessage as error:
-            raise cut() from error
-        except ChannelError as error:
-            raise _forged(error) from error
-        if self.head is None:
-            raise cut()
-        self.receipt = self._expected.check(self.receipt_token, self._hash.digest(), self.head.status)
-        self.ended = True
-        return content
-
-    def _content(self, events: list[bhttp.Event]) -> bytes:
-        if len(events) == 1 and isinstance(events[0], Content):
-            data = events[0].data
-        else:
-            for event in events:
-                if isinstance(event, ResponseHead):
-                    self.head = event
-                elif isinstance(event, Trailers):
-                    self.receipt_token = bhttp.field(event.fields, TRAILER)
-            data = b"".join(event.data for event in events if isinstance(event, Content))
-        self._hash.update(data)
-        return data
-
-    def __repr__(self) -> str:
-        return "ResponseReader(...)"
-
-
-def cut() -> ResponseCut:
-    """The error for an answer that lacks its end."""
-    return ResponseCut("The answer ended before its authenticated end, so it is not whole. Ask again.")
-
-
-def _forged(error: ChannelError) -> ResponseForged:
-    return ResponseForged(
-        f"The answer is not what the verified backend sealed for this request ({error}). What it held was not used. "
-        "Something between here and the backend changes traffic."
-    )
-
-
-def _unreceipted(why: str) -> ResponseForged:
-    return ResponseForged(
-        f"The answer's receipt is not what the verified backend has to sign for it: {why}. Do not rely on the answer, "
-        "and ask the backend's operator."
-    )
 
 
 def _not_verified(origin: Origin, error: AttestationError) -> NotVerified:

@@ -319,7 +319,7 @@ LAYERS = {
     ),
     "inference": ("channel", "core", "gateway", "engine", "client", "preflight", "backend", "cli", "__main__"),
     "inference/gateway": ("limits", "keys", "failures", "callers", "admission", "accounting", "exchange", "edge"),
-    "inference/client": ("errors", "origin", "answers", "session", "workspace", "transport", "proxy"),
+    "inference/client": ("errors", "origin", "answers", "reader", "session", "workspace", "transport", "proxy"),
     "inference/engine": ("run", "weights", "placement", "supervise"),
     "benchmarks": (
         *("errors", "runfile", "report", "load", "channel", "parts", "runs", "leakage", "cc", "gpu", "__main__"),

@@ -11,14 +11,13 @@ import yarl
 from adytum.inference.channel.bhttp import Fields, ResponseHead
 from adytum.inference.client.answers import PROBLEM_LIMIT, is_sealed, key_is_unknown, no_evidence, refusal
 from adytum.inference.client.errors import ClientError, StaleDate, UpstreamRefused, UpstreamUnreachable
+from adytum.inference.client.reader import ResponseReader, cut
 from adytum.inference.client.session import (
     DOCUMENT_LIMIT,
     SEALED_HEADERS,
     Challenge,
-    ResponseReader,
     Session,
     Upstream,
-    cut,
 )
 
 _log = logging.getLogger("adytum.proxy")

@@ -7,7 +7,8 @@ import httpx2
 
 from adytum.inference.client.answers import PROBLEM_LIMIT, key_is_unknown, no_evidence
 from adytum.inference.client.errors import ClientError, StaleDate, UpstreamRefused
-from adytum.inference.client.session import DOCUMENT_LIMIT, Challenge, ResponseReader, Session
+from adytum.inference.client.reader import ResponseReader
+from adytum.inference.client.session import DOCUMENT_LIMIT, Challenge, Session
 from adytum.inference.client.transport.base import (
     POOL_LIMITS,
     AsyncLock,

@@ -15,7 +15,8 @@ from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.policy.policy import Policy
 from adytum.inference.client.answers import is_sealed, refusal
 from adytum.inference.client.errors import ClientError, RequestRefused, ResponseCut, UpstreamUnreachable
-from adytum.inference.client.session import RECHECK_S, SEALED_HEADERS, Challenge, ResponseReader, Session, Upstream, cut
+from adytum.inference.client.reader import ResponseReader, cut
+from adytum.inference.client.session import RECHECK_S, SEALED_HEADERS, Challenge, Session, Upstream
 from adytum.inference.client.transport.libraries import Request, library_of
 from adytum.inference.client.workspace import Workspace
 

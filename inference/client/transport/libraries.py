@@ -22,7 +22,7 @@ from adytum.inference.client.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-from adytum.inference.client.session import ResponseReader
+from adytum.inference.client.reader import ResponseReader
 
 if TYPE_CHECKING:
     import httpx

@@ -28,7 +28,8 @@ from adytum.inference.client.errors import (
     UpstreamRefused,
 )
 from adytum.inference.client.origin import Origin
-from adytum.inference.client.session import EXPIRY_MARGIN_S, ResponseReader, Session, Upstream
+from adytum.inference.client.reader import ResponseReader
+from adytum.inference.client.session import EXPIRY_MARGIN_S, Session, Upstream
 from adytum.inference.gateway.exchange.notary import Notary
 from adytum.inference.gateway.keys import KeyRing
 
