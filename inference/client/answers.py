@@ -1,4 +1,4 @@
-"""Answers in the clear: what each stands for. Nothing in one is authenticated, so none is ever passed on as content."""
+"""Answers in the clear and the errors they become. They are not authenticated, so none is ever passed on as content."""
 
 import json
 import re
@@ -9,27 +9,27 @@ from adytum.inference.client.errors import ClientError, NotVerified, ResponseFor
 from adytum.inference.client.origin import Origin, printable
 
 PROBLEM_LIMIT = 64 * 1024
-"""Bytes read of an answer in the clear."""
+"""At most this many bytes of an answer in the clear are read."""
 OHTTP_KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
 BUSY = frozenset((429, 503))
-"""Statuses that mean: the same request again, later."""
+"""Statuses that ask for the same request again, later."""
 
 
 def is_sealed(status: int, content_type: str | None) -> bool:
-    """Whether an outer answer is one to open."""
+    """Whether an outer answer is a sealed one."""
     return status == 200 and _media_type(content_type) == ohttp.CHUNKED.response
 
 
 def refusal(origin: Origin, status: int, content_type: str | None, retry_after: str | None, body: bytes) -> ClientError:
-    """The error that an answer in the clear stands for. Nothing in it is authenticated."""
+    """The error for an answer in the clear. `retry_after` and `body` are not authenticated."""
     if 200 <= status <= 299:
         return ResponseForged(
             f"{origin} answered {status} without sealing, which no adytum backend does; the answer was not used. "
-            "Check the address, and what stands before the backend."
+            "Check the address, and any proxy in front of the backend."
         )
     if 300 <= status <= 399:
         return UpstreamRefused(
-            f"{origin} answered with a redirect ({status}), and redirects are not followed. Give the final address as "
+            f"{origin} answered with a redirect ({status}), and redirects are not followed. Use the final address as "
             "the upstream.",
             status=status,
         )
@@ -50,14 +50,14 @@ def refusal(origin: Origin, status: int, content_type: str | None, retry_after: 
 
 
 def key_is_unknown(error: ClientError) -> bool:
-    """Whether the backend says that it does not hold the key: time to ask for evidence again."""
+    """Whether the backend no longer holds the key, so that the client has to ask for evidence again."""
     return isinstance(error, UpstreamRefused) and error.problem_type == OHTTP_KEY_PROBLEM
 
 
 def no_evidence(origin: Origin, error: ClientError) -> ClientError:
-    """What an answer other than a document stands for where evidence was asked for."""
+    """The error for an answer other than a document to a request for evidence."""
     if isinstance(error, UpstreamRefused) and error.status in (404, 405):
-        return NotVerified(f"{origin} has no evidence to give, so it is no adytum backend. Check the address.")
+        return NotVerified(f"{origin} offers no evidence, so it is not an adytum backend. Check the address.")
     return error
 
 

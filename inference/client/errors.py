@@ -1,21 +1,21 @@
 """The client's closed set of errors, split by who is at fault. Each text says what to do.
 
-A transport raises them as the cause of an httpx2 exception, which the SDKs know; the proxy turns them into answers.
-None ever holds content or an API key.
+A transport raises them as the cause of an exception that the SDKs know; the proxy turns them into answers. None of them
+ever contains content or an API key.
 """
 
 from adytum.attestation.core.errors import AttestationError
 
 
 class ClientError(Exception):
-    """Base of everything that this package raises."""
+    """Base of all errors that this package raises."""
 
     unopened = False
-    """Whether it is sure that no backend opened the request, so that it may be sealed for another."""
+    """Whether it is certain that no backend opened the request, so that it may be sealed for another backend."""
 
 
 class RequestRefused(ClientError):
-    """This machine: the request cannot be sealed as it is, and nothing was sent. `status`: the proxy's answer."""
+    """This machine: the request cannot be sealed as it is, and nothing was sent. `status` is the proxy's answer."""
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -36,8 +36,8 @@ class UpstreamUnreachable(ClientError):
 class UpstreamRefused(ClientError):
     """The backend, or something before it, answered in the clear before it opened the request.
 
-    `unopened`: the answer says so, and in the form that backends have for it: other servers say 503 for a backend that
-    was lost in the middle, too.
+    `unopened`: the answer states it in the form that only backends use. A plain 503 does not prove it: a balancer also
+    sends that for a backend that it lost after the request was opened.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class UpstreamRefused(ClientError):
 
 
 class NotVerified(ClientError):
-    """The backend's evidence does not meet the policy, so nothing was sealed for it. The cause has the failed step."""
+    """The backend's evidence does not meet the policy, so nothing was sealed for it. The cause names the step."""
 
     def __init__(self, message: str, cause: AttestationError | None = None) -> None:
         super().__init__(message)
@@ -66,16 +66,16 @@ class NotVerified(ClientError):
 
 
 class NoUpstream(ClientError):
-    """None of several upstreams can be used for the request, and nothing was sent. The text has each one's reason."""
+    """None of several upstreams can be used for the request, and nothing was sent. The text lists each one's reason."""
 
 
 class ResponseCut(ClientError):
-    """The answer ended before its authenticated end: what came of it is not the whole answer."""
+    """The answer ended before its authenticated end: what was received is not the whole answer."""
 
 
 class ResponseForged(ClientError):
-    """The answer was not sealed by the verified backend for this request, or was changed on the way."""
+    """The answer was not sealed by the verified backend for this request, or it was changed on the way."""
 
 
 class StaleDate(ClientError):
-    """The backend needs another date in the request. The session has it now: the request is sealed again, once."""
+    """The backend needs another date in the request. The session now knows it: the request is sealed again, once."""

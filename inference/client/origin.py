@@ -1,4 +1,4 @@
-"""Where an upstream is: scheme, host and port, nothing else."""
+"""An upstream's origin (RFC 6454): scheme, host and port, nothing else."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an upstream is."""
+    """The origin of an upstream."""
 
     scheme: str
     host: str
@@ -14,12 +14,12 @@ class Origin:
 
     @classmethod
     def parse(cls, url: str) -> "Origin":
-        """Raises `ValueError` for a URL that is more or less than an origin."""
+        """Raises `ValueError` for a URL that is not exactly an origin."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
-            raise ValueError(f"the upstream is an origin, as in https://llm.example.org: {printable(url)}")
+            raise ValueError(f"the upstream must be an origin such as https://llm.example.org, not {printable(url)}")
         if parts.query or parts.fragment or parts.username is not None:
-            raise ValueError("the upstream has no query, fragment or user name; give the API key as such")
+            raise ValueError("the upstream must have no query, fragment or user name; pass the API key separately")
         host = parts.hostname.lower().encode("idna").decode()
         return cls(parts.scheme, host, parts.port or _default_port(parts.scheme))
 
@@ -29,7 +29,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """Host, and the port where it is not the scheme's own."""
+        """The host, with the port if it is not the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
@@ -42,5 +42,5 @@ def _default_port(scheme: str) -> int:
 
 
 def printable(text: str) -> str:
-    """The start of somebody else's text, fit for a line of a log."""
+    """The start of a peer's text, fit for a line of a log: at most 200 printable characters."""
     return "".join(c for c in text[:200] if c.isprintable())

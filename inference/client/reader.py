@@ -12,14 +12,14 @@ from adytum.inference.channel.limits import DEFAULT_LIMITS
 from adytum.inference.channel.receipts import TRAILER, Receipt
 from adytum.inference.client.errors import ResponseCut, ResponseForged
 
-# An answer is opened as it comes and not kept, so a long stream need not fit into the bounds of one message. The bucket
-# of the largest whole answers is 2 MiB wide, and so can be their padding.
+# An answer is opened as it arrives and not kept, so a long stream may exceed the bounds of one message. The bucket of
+# the largest whole answers is 2 MiB wide, so their padding can be as long.
 ANSWER_LIMITS = replace(DEFAULT_LIMITS, message=1 << 30, chunks=1 << 22, padding=1 << 21)
 
 
 @dataclass(frozen=True, repr=False)
 class Expected:
-    """What the receipt of an answer has to say, and the key from the evidence that has to have signed it."""
+    """What the receipt of an answer has to contain, and the attested key that must have signed it."""
 
     enc: bytes
     request: bytes
@@ -28,11 +28,14 @@ class Expected:
     weights: Mapping[str, bytes]
 
     def check(self, token: bytes | None, response: bytes, status: int) -> Receipt | None:
-        """Raises `ResponseForged`. `response`: SHA-256 of the content. A wrong API key (401) alone has no receipt."""
+        """The checked receipt, or `None` for a refused API key (401), the only answer without one.
+
+        `response` is the SHA-256 of the content. Raises `ResponseForged`.
+        """
         if token is None:
             if status == HTTPStatus.UNAUTHORIZED:
                 return None
-            raise _unreceipted("it has none")
+            raise _unreceipted("there is none")
         try:
             receipt = Receipt.verify(token, self.signed_by)
         except ChannelError as error:
@@ -47,26 +50,26 @@ class Expected:
             ("the model's weights", spent and self.weights.get(spent.model, b""), spent and spent.weights),
         ):
             if found != wanted:
-                raise _unreceipted(f"{name} is another one there")
+                raise _unreceipted(f"{name} differs")
         return receipt
 
 
 class ResponseReader:
-    """Opens one answer: `feed()` its bytes as they come, then `finish()`. Only `finish()` tells that it is whole."""
+    """Opens one answer: `feed()` its bytes as they arrive, then `finish()`. Only `finish()` proves that it is whole."""
 
     def __init__(self, opener: ohttp.ResponseOpener, expected: Expected) -> None:
         self._opener = opener
         self._expected = expected
         self._hash = hashlib.sha256()
         self.receipt_token: bytes | None = None
-        """The receipt as it was signed, for whoever wants to keep it."""
+        """The receipt as it was signed, for callers that keep it."""
         self.receipt: Receipt | None = None
-        """What it says, checked; there once `ended`, but for an API key that was refused (401)."""
+        """The checked receipt. Set once `ended`, unless the API key was refused (401)."""
         self._decoder = bhttp.Decoder("response", ANSWER_LIMITS)
         self.head: ResponseHead | None = None
-        """Status and header, as soon as they are readable."""
+        """Status and header fields, as soon as they are readable."""
         self.ended = False
-        """Whether the whole answer was opened."""
+        """Whether the whole answer was opened and its receipt checked."""
 
     def feed(self, data: bytes) -> bytes:
         """Content that became readable. Raises `ResponseForged`."""
@@ -77,7 +80,7 @@ class ResponseReader:
             raise _forged(error) from error
 
     def finish(self) -> bytes:
-        """The last content, once the outer answer has ended. Raises `ResponseCut`, `ResponseForged`."""
+        """The last content, after the outer answer has ended. Raises `ResponseCut`, `ResponseForged`."""
         try:
             plain = self._opener.finish()
             events = self._decoder.feed(plain) if plain else []
@@ -111,18 +114,18 @@ class ResponseReader:
 
 def cut() -> ResponseCut:
     """The error for an answer that lacks its end."""
-    return ResponseCut("The answer ended before its authenticated end, so it is not whole. Ask again.")
+    return ResponseCut("The answer ended before its authenticated end, so it is not whole. Send the request again.")
 
 
 def _forged(error: ChannelError) -> ResponseForged:
     return ResponseForged(
-        f"The answer is not what the verified backend sealed for this request ({error}). What it held was not used. "
-        "Something between here and the backend changes traffic."
+        f"The answer is not what the verified backend sealed for this request ({error}). Its content was not used. "
+        "Something between this client and the backend changes traffic."
     )
 
 
 def _unreceipted(why: str) -> ResponseForged:
     return ResponseForged(
-        f"The answer's receipt is not what the verified backend has to sign for it: {why}. Do not rely on the answer, "
+        f"The answer's receipt is not the one that the verified backend has to sign: {why}. Do not rely on the answer, "
         "and ask the backend's operator."
     )

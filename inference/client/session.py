@@ -1,11 +1,11 @@
 """The verified upstream, without IO: a challenge out, evidence in, requests sealed, answers opened.
 
-1. `Upstream.challenge` gives a fresh nonce and where to ask with it.
-2. `Upstream.accept` verifies the document that came back and gives a `Session`. There is no other way to one.
-3. `Session.seal` gives a sealed request and the `ResponseReader` that alone opens its answer.
+1. `Upstream.challenge` returns a fresh nonce and the path to ask for evidence with it.
+2. `Upstream.accept` verifies the document that came back and returns a `Session`. There is no other way to get one.
+3. `Session.seal` returns a sealed request and the `ResponseReader` that alone opens its answer.
 
-A session is used until its keys are about to expire, until `recheck_s` have passed since it was verified, or until the
-backend says that it does not know the key. The policy's maximum age is about the evidence when it is accepted.
+A session is used until its keys are about to expire, until `recheck_s` seconds have passed since it was verified, or
+until the backend answers that it does not know the key. The policy's maximum age applies when evidence is accepted.
 """
 
 import datetime
@@ -37,9 +37,9 @@ from adytum.inference.client.reader import ANSWER_LIMITS, Expected, ResponseRead
 KEMS = {"mlkem768-x25519": KemId.MLKEM768_X25519, "x25519": KemId.X25519}
 """Names of the KEMs, best first."""
 RECHECK_S = 600.0
-"""Seconds after which evidence is asked for again."""
+"""Seconds after which the client asks for evidence again."""
 EXPIRY_MARGIN_S = 60
-"""Keys are not used in the last seconds of their life: a request is on its way for a while."""
+"""Keys are not used in the last seconds of their life, because a request takes time to arrive."""
 DOCUMENT_LIMIT = ATTESTATION_LIMITS.document
 SEALED_HEADERS = {
     "content-type": ohttp.CHUNKED.request,
@@ -50,11 +50,11 @@ SEALED_HEADERS = {
 
 _ATTESTATION_PATH = "/.well-known/attestation?nonce="
 _SAME_DATE_S = 2.0
-"""A date has whole seconds: by less the backend's says nothing new."""
+"""A date has whole seconds: a smaller difference means nothing."""
 _PIECE = 16_384
-"""Plaintext bytes per chunk of a request: what every receiver of chunked OHTTP takes."""
+"""Plaintext bytes per chunk of a request: every receiver of chunked OHTTP has to accept this size."""
 _GATEWAY_PATH = re.compile(r"/(?!/)[\x21-\x22\x24-\x7e]*")  # No fragment, no second authority.
-# About this hop only (RFC 9110, 7.6.1), about the outer message, or about the browser that talks to the proxy.
+# Fields about this hop only (RFC 9110, 7.6.1), the outer message, or the browser that talks to the proxy.
 _OUTER = frozenset(
     b"host connection keep-alive proxy-connection proxy-authenticate proxy-authorization proxy-authentication-info te "
     b"trailer transfer-encoding upgrade content-length accept-encoding expect cookie origin referer forwarded via "
@@ -65,7 +65,7 @@ _CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 
 @dataclass(frozen=True)
 class Challenge:
-    """A nonce of our own. `target` is the path and query of the evidence for it."""
+    """A nonce that this client made. `target` is the path and query of the evidence for it."""
 
     nonce: bytes
 
@@ -76,7 +76,7 @@ class Challenge:
 
 @dataclass(frozen=True, repr=False)
 class Accepted:
-    """Evidence that met the policy, as it came."""
+    """Evidence that met the policy, with the document as received."""
 
     origin: Origin
     nonce: bytes
@@ -87,9 +87,10 @@ class Accepted:
 
 
 class Upstream:
-    """One backend as the client knows it: where it is, what is required of it, and the session with it, if any.
+    """One backend as the client knows it: its origin, the policy for it, and the session with it, if any.
 
-    `record` is called with what was accepted, before it is used; what it raises stops the use. `clock`: Unix seconds.
+    `record` is called with accepted evidence before its first use; an exception from it prevents the use. `clock`
+    returns Unix seconds.
     """
 
     def __init__(
@@ -116,18 +117,18 @@ class Upstream:
         self._failures: tuple[int, ClientError | None] = (0, None)
 
     def session(self, unwanted: "Session | None" = None) -> "Session | None":
-        """The session, unless it is too old, or the one whose key the backend did not know."""
+        """The session, if it can be used. `unwanted` is one whose key the backend does not know."""
         session = self._session
         if session is None or session is unwanted or not session.usable(self._clock()):
             return None
         return session
 
     def challenge(self) -> Challenge:
-        """A new one for each document: a nonce that was used proves no freshness."""
+        """A new challenge for each document: a nonce that was used before proves no freshness."""
         return Challenge(os.urandom(32))
 
     def accept(self, challenge: Challenge, document: bytes) -> "Session":
-        """The session that this evidence allows. Raises `NotVerified`."""
+        """Verifies the document and returns a new session. Raises `NotVerified`, and what `record` raises."""
         now = self._clock()
         self._session = None
         try:
@@ -155,21 +156,21 @@ class Upstream:
         self._session = session
         return session
 
-    # Those who wait while another one asks share what comes of it, failures too.
+    # Tasks and threads that wait while another one verifies share its result, including its failure.
 
     @property
     def ticket(self) -> int:
-        """Taken before waiting, for `shared`."""
+        """Taken before waiting and passed to `shared`."""
         return self._failures[0]
 
     def shared(self, ticket: int) -> None:
-        """Raises the failure that came while the holder of `ticket` waited."""
+        """Raises the failure that happened while the holder of `ticket` waited."""
         count, error = self._failures
         if count != ticket and error is not None:
             raise error
 
     def failed(self, error: ClientError) -> None:
-        """Notes that asking for evidence failed."""
+        """Notes that verification failed."""
         self._failures = (self._failures[0] + 1, error)
 
 
@@ -186,7 +187,7 @@ class Session:
         usable_until: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises `NotVerified` where the claims hold no key that this client can use."""
+        """Raises `NotVerified` if the claims contain no key that this client can use."""
         self.evidence = evidence
         self.gateway_path = evidence.claims.gateway_path
         if not _GATEWAY_PATH.fullmatch(self.gateway_path):
@@ -206,13 +207,13 @@ class Session:
         return next(name for name, kem in KEMS.items() if kem is self._key.kem)
 
     def usable(self, now: float) -> bool:
-        """Whether new requests may be sealed. A clock that went back makes it unusable too."""
+        """Whether new requests may be sealed. A clock that was set back also makes the session unusable."""
         return self._from <= now < self._until
 
     def seal(
         self, method: str, path: str, fields: Fields, body: bytes, *, api_key: str | None = None
     ) -> tuple[bytes, ResponseReader]:
-        """The sealed request for POST `gateway_path` (`SEALED_HEADERS`), and what opens its answer.
+        """The sealed request, to be sent as POST to `gateway_path` with `SEALED_HEADERS`, and the reader of its answer.
 
         `path` includes the query. `api_key` replaces the credentials in `fields`. Raises `RequestRefused`.
         """
@@ -225,7 +226,7 @@ class Session:
         if len(message) > DEFAULT_LIMITS.message:
             size = DEFAULT_LIMITS.message // 1024 // 1024
             raise RequestRefused(
-                f"The request is larger than the {size} MiB that a backend takes. Nothing was sent.", status=413
+                f"The request is larger than the {size} MiB that a backend accepts. Nothing was sent.", status=413
             )
         message += bytes(_padded(len(message)) - len(message))
         sealer = ohttp.RequestSealer(ohttp.CHUNKED, self._key)
@@ -239,7 +240,7 @@ class Session:
         return b"".join(pieces), ResponseReader(sealer.response(ANSWER_LIMITS), expected)
 
     def corrects_date(self, head: ResponseHead) -> bool:
-        """Whether the backend refused a request for its date and says a better one, which is used from now on."""
+        """Whether the backend refused the request because of its date. The backend's own date is used from now on."""
         said = bhttp.field(head.fields, b"date")
         if head.status != 400 or bhttp.field(head.fields, b"content-type") != b"application/problem+json" or not said:
             return False
@@ -267,7 +268,7 @@ def _pick(origin: Origin, encoded: bytes, kem: str | None) -> KeyConfiguration:
                 return configuration
     raise NotVerified(
         f"{origin}: claims.key_configurations has no key for {kem}. Nothing was sent. Leave the KEM unset to use the "
-        "best that the backend offers."
+        "best one that the backend offers."
     )
 
 
@@ -284,7 +285,7 @@ def _inner_fields(fields: Fields, api_key: str | None) -> Fields:
 def _padded(length: int) -> int:
     padded = bucket(length)
     if padded - length > DEFAULT_LIMITS.padding:
-        # Beyond 16 MiB a bucket can be wider than the padding that a receiver takes.
+        # Above 16 MiB a bucket can be wider than the padding that a receiver accepts.
         padded = -(-length // DEFAULT_LIMITS.padding) * DEFAULT_LIMITS.padding
     return padded
 
@@ -296,7 +297,7 @@ def _not_verified(origin: Origin, error: AttestationError) -> NotVerified:
     text += "" if text.endswith((".", "?")) else "."
     if isinstance(error, PolicyError):
         where += f", claim {error.claim}"
-        advice = "Where you trust this backend as it is, change your policy; else ask its operator."
+        advice = "If you trust this backend as it is, change your policy; otherwise ask its operator."
     else:
-        advice = "Ask the backend's operator; do not use it meanwhile."
+        advice = "Ask the backend's operator, and do not use it until then."
     return NotVerified(f"{origin} is not verified: {where}: {text} Nothing was sent. {advice}", error)

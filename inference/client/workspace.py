@@ -1,8 +1,8 @@
 """A folder that keeps every evidence document a client accepted, for an audit afterwards. No content, no API keys.
 
-`<UTC time>-<first 16 hexadecimal digits of the SHA-256>.json` is a document as it came; `evidence.log` has a line of
-JSON for each. `releases.json` has the highest release that was accepted from each upstream: an older one is refused
-from then on. The folder has mode 0700, its files 0600.
+`<UTC time>-<first 16 hexadecimal digits of the SHA-256>.json` is a document as received; `evidence.log` has a line of
+JSON for each. `releases.json` has the highest release that was accepted from each upstream: from then on an older one
+is refused. The folder has mode 0700, its files 0600.
 """
 
 import json
@@ -20,11 +20,11 @@ from adytum.inference.client.session import Accepted
 LOG = "evidence.log"
 RELEASES = "releases.json"
 LOCK_SECONDS = 10.0
-"""For another program that has the folder."""
+"""How long to wait for another program that uses the folder."""
 
 
 class Workspace:
-    """Makes the folder where it is not there. Raises `OSError`."""
+    """Creates the folder if it is missing. Raises `OSError`."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -32,8 +32,8 @@ class Workspace:
         self._folder.chmod(0o700)
 
     def record(self, accepted: Accepted) -> None:
-        """Writes document and line. Raises `RequestRefused`: a record that was asked for is not left out; `NotVerified`
-        for a release older than one that was accepted before."""
+        """Writes document and line. Raises `RequestRefused` if it cannot, because nothing may be sent unrecorded, and
+        `NotVerified` for a release older than one that was accepted before."""
         try:
             if accepted.release is not None:
                 self._advance(str(accepted.origin), accepted.release)
@@ -41,8 +41,8 @@ class Workspace:
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise RequestRefused(
-                f"The workspace {self._folder} cannot be written ({reason}), so nothing was sent. Make room there, or "
-                "go without a workspace.",
+                f"The workspace {self._folder} cannot be written ({reason}), so nothing was sent. Free some space, or "
+                "run without a workspace.",
                 status=500,
             ) from error
 
@@ -58,7 +58,7 @@ class Workspace:
             if release.sequence == sequence and release.sha256.hex() != sha256:
                 raise NotVerified(
                     f"{upstream}: the policy's release has the sequence {sequence} of another one that was accepted "
-                    "before. Nothing was sent. Ask the publisher which of the two is theirs."
+                    "before. Nothing was sent. Ask the publisher which of the two is genuine."
                 )
             if release.sequence > sequence:
                 known[upstream] = (release.sequence, release.sha256.hex())
@@ -75,10 +75,10 @@ class Workspace:
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            # Taken for empty, it would let an old release in again.
+            # If it were taken for empty, an old release would be accepted again.
             raise NotVerified(
-                f"{path}, which remembers the releases that were accepted, cannot be read. Nothing was sent. Restore "
-                "it, or remove it and set the policy's release.minimum to the current release's sequence."
+                f"{path}, the record of accepted releases, cannot be read. Nothing was sent. Restore it, or remove it "
+                "and set the policy's release.minimum to the current release's sequence."
             ) from error
         return found
 
@@ -107,7 +107,7 @@ class Workspace:
             "release": None if accepted.release is None else accepted.release.sequence,
             "policy": "accepted",
         }
-        # One write to a file opened for appending: lines of several processes do not mix.
+        # A single write to a file opened for appending: lines of several processes do not mix.
         handle = os.open(self._folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             os.write(handle, json.dumps(line).encode() + b"\n")
@@ -117,8 +117,8 @@ class Workspace:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Two programs may share a folder: neither may write what the other has not read. Raises `sqlite3.Error`."""
-    # Of the standard library's locks, this one is on every system and ends with its process. The file stays empty.
+    """Keeps other programs that share the folder from changing it meanwhile. Raises `sqlite3.Error`."""
+    # SQLite's lock works on every system and is released when its process ends. The file stays empty.
     with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")
         yield

@@ -1,4 +1,4 @@
-"""The proxy's web application: everything under `/v1/` is sealed, sent and opened; `/healthz` tells how it fares."""
+"""The proxy's web application: everything under `/v1/` is sealed, sent and opened; `/healthz` reports its state."""
 
 import asyncio
 import logging
@@ -53,7 +53,7 @@ def create_app(
 
     async def lifespan(_app: web.Application) -> AsyncIterator[None]:
         async with client:
-            first = asyncio.create_task(client.first())
+            first = asyncio.create_task(client.verify_at_start())
             yield
             first.cancel()
 
@@ -91,7 +91,7 @@ class _Routes:
         return await self._serve(request, body)
 
     async def _serve(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        """If the caller leaves, aiohttp cancels this, which closes the upstream's connection and stops the engine."""
+        """If the caller leaves, aiohttp cancels this, which closes the upstream's connection: the engine stops."""
         stream = web.StreamResponse()
         try:
             answer = await self._client.send(request.method, request.rel_url.raw_path_qs, request.raw_headers, body)
@@ -160,7 +160,7 @@ async def _whole(answer: Reply) -> bytes:
     while data := await answer.next():
         body += data
         if len(body) > ANSWER_LIMIT:
-            raise ResponseForged("The answer is larger than this proxy takes, and was not used.")
+            raise ResponseForged(f"The answer is larger than {ANSWER_LIMIT // 1024 // 1024} MiB and was not used.")
     return bytes(body)
 
 

@@ -1,15 +1,16 @@
 """Several upstreams as one: each is verified before use, and a request goes to one whose evidence names its model.
 
-How one is chosen for a request:
+How an upstream is chosen for a request:
 
-1. Of those that are verified, name the model and did not fail lately: the one with the fewest requests in progress from
-   here; of several, the one whose turn was longest ago. Those that are due are verified meanwhile, and nobody waits.
-2. Where there is none, the others that did not fail lately are verified now, and the first that names the model is it.
-3. Where there is still none, those that failed lately are tried all the same.
-4. Where all are verified and none names the model, any: the backend's own error says what it has.
+1. Among those that are verified, offer the model and did not fail recently: the one with the fewest requests from this
+   proxy in progress; if there are several, the one that was chosen longest ago. Upstreams whose verification is due are
+   verified in the background.
+2. If there is none, the others that did not fail recently are verified now, and the first to offer the model is used.
+3. If there is still none, those that failed recently are tried too.
+4. If all are verified and none offers the model, any is used: the backend's own error lists its models.
 
-An error is passed on, unless it is sure that no backend opened the request (`ClientError.unopened`): then the next one
-is chosen, and none a second time. So nothing is computed twice, unless what stands between forges refusals.
+An error is passed on, unless it is certain that no backend opened the request (`ClientError.unopened`): then another
+upstream is chosen, and none is tried twice. So nothing is computed twice, unless an intermediary forges refusals.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ from adytum.inference.client.session import Session
 
 _log = logging.getLogger("adytum.proxy")
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds for which one that failed is left alone, by failures in a row. A longer `Retry-After` counts, up to 30."""
+"""Seconds without use, by the number of failures in a row. A longer `Retry-After` counts, up to 30."""
 LIST_LIMIT = 1 << 20
 """Bytes of one backend's list of models."""
 _MODELS_PATH = "/v1/models"
@@ -39,34 +40,35 @@ _JSON = ((b"content-type", b"application/json"),)
 
 
 class Replica:
-    """One upstream among others, and how it fares. `clock`: monotonic seconds."""
+    """One upstream among others, and its state. `clock` returns monotonic seconds."""
 
     def __init__(self, client: UpstreamClient, clock: Callable[[], float]) -> None:
         self.client = client
         self.in_flight = 0
-        """Requests from here that it has."""
+        """Requests from this proxy in progress."""
         self.turn = 0
+        """When it was last chosen, as a count of choices."""
         self.error: ClientError | None = None
-        """Why it failed the last time, where nothing went well since."""
+        """Its last failure, unless a request or verification has succeeded since."""
         self._clock = clock
         self._failures = 0
-        self._alone_until = 0.0
+        self._back_off_until = 0.0
         self._unwanted: Session | None = None
         self._known = False
         self._verifying: asyncio.Task[None] | None = None
 
     @property
     def session(self) -> Session | None:
-        """What was verified, where that can still be used."""
+        """The verified session, if it can still be used."""
         return self.client.upstream.session(self._unwanted)
 
     @property
     def well(self) -> bool:
-        """Whether it did not fail lately."""
-        return self._clock() >= self._alone_until
+        """Whether it did not fail recently."""
+        return self._clock() >= self._back_off_until
 
-    def names(self, model: str | None) -> bool:
-        """Whether it is verified, and its evidence has the model."""
+    def offers(self, model: str | None) -> bool:
+        """Whether it is verified and its evidence names the model; any model if `None`."""
         session = self.session
         if session is None:
             return False
@@ -75,13 +77,13 @@ class Replica:
         )
 
     def verify(self) -> "asyncio.Task[None]":
-        """The verification that is under way, or a new one. It raises nothing: `session` and `error` tell."""
+        """The verification in progress, or a new one. It raises nothing; its result is in `session` and `error`."""
         if self._verifying is None or self._verifying.done():
             self._verifying = asyncio.create_task(self._verify())
         return self._verifying
 
     async def _verify(self) -> None:
-        # Nobody need wait for this task: what goes wrong in it must be said here.
+        # Nothing has to await this task, so its errors are logged here.
         try:
             session = await self.client.session(self._unwanted)
         except ClientError as error:
@@ -93,7 +95,7 @@ class Replica:
             self._unwanted = None
             self.error = None
             if not self._known:
-                self.client.says(session)
+                self.client.log_verified(session)
             self._known = True
 
     async def send(self, method: str, path: str, fields: Fields, body: bytes) -> "Reply":
@@ -107,15 +109,15 @@ class Replica:
                 self.failed(error)
             raise
         if answer.head.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            # Sealed: its engine is away or full. It is passed on, and the next request goes elsewhere.
-            self._leave_alone(_seconds(field(answer.head.fields, b"retry-after")))
+            # A sealed 503: its engine is down or full. The answer is passed on, and the next request goes elsewhere.
+            self._back_off(_seconds(field(answer.head.fields, b"retry-after")))
         else:
             self._failures = 0
             self.error = None
         return _Counted(answer, self)
 
     def failed(self, error: ClientError) -> None:
-        """Leaves it alone for a while, and, unless it only had no room, verifies it before it is used again."""
+        """Does not use it for a while and, unless it was only out of capacity, verifies it before it is used again."""
         if str(error) != str(self.error):
             _log.warning("%s", error)
         self.error = error
@@ -123,15 +125,15 @@ class Replica:
         if not busy:
             self._unwanted = self.client.upstream.session()
             self._known = False
-        self._leave_alone(error.retry_after if isinstance(error, UpstreamRefused) else None)
+        self._back_off(error.retry_after if isinstance(error, UpstreamRefused) else None)
 
-    def _leave_alone(self, seconds: float | None) -> None:
+    def _back_off(self, seconds: float | None) -> None:
         step = BACK_OFF_S[min(self._failures, len(BACK_OFF_S) - 1)]
         self._failures += 1
-        self._alone_until = self._clock() + min(max(seconds or 0.0, step), BACK_OFF_S[-1])
+        self._back_off_until = self._clock() + min(max(seconds or 0.0, step), BACK_OFF_S[-1])
 
     def stop(self) -> None:
-        """Ends a verification that is under way."""
+        """Cancels a verification in progress."""
         if self._verifying is not None:
             self._verifying.cancel()
 
@@ -167,7 +169,7 @@ class _Counted:
 
 
 class _Made:
-    """An answer put together here."""
+    """An answer that this proxy made."""
 
     receipt_token = None
 
@@ -184,13 +186,16 @@ class _Made:
 
 
 class Replicas:
-    """Asks several upstreams as `UpstreamClient` asks one. An async context manager. `clock`: monotonic seconds."""
+    """Sends requests to several upstreams, as `UpstreamClient` does to one. An async context manager.
+
+    `clock` returns monotonic seconds.
+    """
 
     def __init__(self, clients: Sequence[UpstreamClient], clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises `ValueError` where one is there twice."""
+        """Raises `ValueError` if an upstream is listed twice, or if there is none."""
         origins = [client.upstream.origin for client in clients]
         if len(set(origins)) != len(origins) or not origins:
-            raise ValueError("each upstream is given once: " + ", ".join(str(origin) for origin in origins))
+            raise ValueError("each upstream must be listed once: " + ", ".join(str(origin) for origin in origins))
         self._replicas = [Replica(client, clock) for client in clients]
         self._turns = 0
         self._opened = contextlib.AsyncExitStack()
@@ -207,13 +212,13 @@ class Replicas:
             replica.stop()
         await self._opened.aclose()
 
-    async def first(self) -> None:
-        """Verifies all, so that a wrong policy shows before the first request does."""
+    async def verify_at_start(self) -> None:
+        """Verifies all, so that a wrong policy shows before the first request."""
         await asyncio.wait([replica.verify() for replica in self._replicas])
 
     @property
     def health(self) -> dict[str, Any]:
-        """Whether any is verified at the moment, and how each one fares."""
+        """Whether any upstream is verified at the moment, and the state of each."""
         each = [
             {
                 "upstream": str(replica.client.upstream.origin),
@@ -226,7 +231,7 @@ class Replicas:
         return {"verified": any(item["verified"] for item in each), "upstreams": each}
 
     async def send(self, method: str, path: str, fields: Fields, body: bytes) -> Reply:
-        """The answer once its head is open; for `GET /v1/models` all that the backends have. Raises `ClientError`."""
+        """The answer once its head is open; for `GET /v1/models` the models of all backends. Raises `ClientError`."""
         bare = path.partition("?")[0]
         if method == "GET" and bare == _MODELS_PATH:
             return await self._models(path, fields)
@@ -240,16 +245,16 @@ class Replicas:
             except ClientError as error:
                 if not error.unopened:
                     raise
-                # One that has no room says when to come back; nobody else's error does.
+                # Only the error of an upstream without capacity tells the caller when to come back.
                 refused = refused if _busy(refused) else error
         raise refused if refused is not None else self._none()
 
     async def _pick(self, untried: Sequence[Replica], model: str | None) -> Replica | None:
-        """The one to ask, or `None` where none is left that has the model."""
+        """The upstream to use, or `None` if no untried one offers the model."""
         for there in ([replica for replica in untried if replica.well], untried):
             under_way = {replica.verify() for replica in there if replica.session is None}
             while True:
-                ready = [replica for replica in there if replica.names(model)]
+                ready = [replica for replica in there if replica.offers(model)]
                 if ready:
                     return self._least(ready)
                 under_way = {task for task in under_way if not task.done()}
@@ -271,11 +276,11 @@ class Replicas:
         reasons = " ".join(str(error) for error in errors)
         return next(
             (error for error in errors if _busy(error)),
-            NoUpstream(f"No verified upstream has what the request asks for, and nothing was sent. {reasons}"),
+            NoUpstream(f"No verified upstream offers the model of the request, and nothing was sent. {reasons}"),
         )
 
     async def _models(self, path: str, fields: Fields) -> Reply:
-        """Every model that a backend lets the caller use. A backend that cannot be asked is left out."""
+        """Every model that a backend lets the caller use. A backend that cannot be asked is omitted."""
         well = [replica for replica in self._replicas if replica.well] or self._replicas
         if under_way := [replica.verify() for replica in well if replica.session is None]:
             await asyncio.wait(under_way)
@@ -296,33 +301,33 @@ class Replicas:
 
 
 def merged(lists: Sequence[bytes]) -> bytes:
-    """One of several lists of models: each id once, as the first list that has it says. Raises `ResponseForged`."""
+    """One list of models from several: each id once, as in the first list that has it. Raises `ResponseForged`."""
     entries: dict[str, Any] = {}
     try:
         for content in lists:
             for entry in json.loads(content)["data"]:
                 entries.setdefault(entry["id"], entry)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ResponseForged("A backend's list of models is none, and was not used. Ask its operator.") from error
+        raise ResponseForged("A backend's list of models is invalid and was not used. Ask its operator.") from error
     return json.dumps({"object": "list", "data": list(entries.values())}).encode()
 
 
 async def _read(replica: Replica, path: str, fields: Fields) -> tuple[ResponseHead, bytes]:
-    """The whole answer to a question for the models."""
+    """Head and content of one backend's list of models."""
     answer = await replica.send("GET", path, fields, b"")
     try:
         content = b""
         while data := await answer.next():
             content += data
             if len(content) > LIST_LIMIT:
-                raise ResponseForged("A backend's list of models is larger than this proxy takes, and was not used.")
+                raise ResponseForged(f"A backend's list of models is larger than {LIST_LIMIT} bytes and was not used.")
         return answer.head, content
     finally:
         answer.close()
 
 
 def _model_of(path: str, body: bytes) -> str | None:
-    """The model that a request names, where it can be told: the backend judges what the request says."""
+    """The model that a request names, or `None` if it is not clear. The backend validates the request itself."""
     if path.startswith(_MODELS_PATH + "/"):
         return unquote(path.removeprefix(_MODELS_PATH + "/"))
     try:

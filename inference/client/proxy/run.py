@@ -34,7 +34,7 @@ GRACE_S = 5.0
 
 
 class CannotStart(click.ClickException):
-    """An option cannot be used as it is."""
+    """An option is invalid, or the address cannot be used."""
 
 
 def run_proxy(
@@ -70,7 +70,7 @@ def run_proxy(
         raise CannotStart(str(error)) from error
     url = f"http://{in_url(host)}:{listening.getsockname()[1]}/v1"
     if not _is_loopback(host):
-        _log.warning("listening on %s: whoever reaches it may use it, and talks to it in the clear", host)
+        _log.warning("listening on %s: any machine that reaches it may use it, and its traffic is in the clear", host)
 
     def announce() -> None:
         _log.info("listening on %s for %s", url, ", ".join(upstreams))

@@ -1,4 +1,4 @@
-"""The verified upstream over aiohttp, for the proxy: about a third of what httpx2 costs per streamed chunk."""
+"""One verified upstream over aiohttp, which costs about a third of the CPU time of httpx2 per streamed chunk."""
 
 import asyncio
 import logging
@@ -23,15 +23,16 @@ from adytum.inference.client.session import (
 _log = logging.getLogger("adytum.proxy")
 CONNECT_SECONDS = 10.0
 EVIDENCE_SECONDS = 30.0
-"""For evidence as a whole; making it can take a device seconds."""
-# Shorter than the five seconds after which uvicorn closes an idle connection: a request must not meet that.
+"""For a whole request for evidence: devices can take seconds to produce it."""
+# Shorter than the five seconds after which uvicorn, the backend's server, closes an idle connection: a request that is
+# sent at that moment would fail.
 _KEEP_ALIVE_SECONDS = 4.0
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class Reply(Protocol):
-    """An answer that a backend gave, or several together."""
+    """An answer of one backend, or one that was merged from several backends' answers."""
 
     @property
     def head(self) -> ResponseHead:
@@ -39,17 +40,17 @@ class Reply(Protocol):
 
     @property
     def receipt_token(self) -> bytes | None:
-        """Its receipt, checked; there once `next` gave nothing more."""
+        """Its checked receipt, after `next` has returned nothing."""
 
     async def next(self) -> bytes:
-        """Content as it comes; empty at the authenticated end. Raises `ClientError`."""
+        """Content as it arrives; empty at the authenticated end. Raises `ClientError`."""
 
     def close(self) -> None:
-        """Ends it, whether or not it was read."""
+        """Ends it, whether or not it was read to its end."""
 
 
 class Answer:
-    """An opened answer whose content is still coming. The caller closes it."""
+    """An opened answer whose content is still arriving. The caller closes it."""
 
     def __init__(self, response: aiohttp.ClientResponse, reader: ResponseReader) -> None:
         self._response = response
@@ -64,7 +65,7 @@ class Answer:
 
     @property
     def receipt_token(self) -> bytes | None:
-        """The answer's receipt, checked; there once `next` gave nothing more."""
+        """The answer's checked receipt, after `next` has returned nothing."""
         return self._reader.receipt_token if self._reader.ended else None
 
     async def open(self) -> None:
@@ -73,7 +74,7 @@ class Answer:
             self._first += await self._more()
 
     async def next(self) -> bytes:
-        """Content as it comes; empty at the authenticated end. Raises `ResponseCut`, `ResponseForged`."""
+        """Content as it arrives; empty at the authenticated end. Raises `ResponseCut`, `ResponseForged`."""
         first, self._first = self._first, b""
         while not first and not self._reader.ended:
             first = await self._more()
@@ -87,7 +88,7 @@ class Answer:
         return self._reader.feed(data) if data else self._reader.finish()
 
     def close(self) -> None:
-        """Gives the connection back, or closes it at once where the answer has not ended."""
+        """Returns the connection to the pool, or closes it at once if the answer has not ended."""
         if self._reader.ended:
             self._response.release()
         else:
@@ -95,7 +96,7 @@ class Answer:
 
 
 class UpstreamClient:
-    """Asks one upstream. An async context manager. `api_key` replaces what `send` is given."""
+    """Sends requests to one upstream. An async context manager. `api_key` replaces the credentials given to `send`."""
 
     def __init__(self, upstream: Upstream, api_key: str | None = None) -> None:
         self.upstream = upstream
@@ -106,7 +107,7 @@ class UpstreamClient:
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
-            # No total time: an answer may take as long as its model needs.
+            # No total time-out: an answer may take as long as its model needs.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -119,23 +120,23 @@ class UpstreamClient:
     ) -> None:
         await self._http.close()
 
-    async def first(self) -> None:
-        """Verifies once at the start, so that a wrong policy shows before the first request does."""
+    async def verify_at_start(self) -> None:
+        """Verifies once and logs the result, so that a wrong policy shows before the first request."""
         try:
             session = await self.session()
         except ClientError as error:
             _log.warning("%s", error)
         else:
-            self.says(session)
+            self.log_verified(session)
 
-    def says(self, session: Session) -> None:
+    def log_verified(self, session: Session) -> None:
         """Logs what was verified."""
         models = ", ".join(model.id for model in session.evidence.claims.models)
         _log.info("verified %s (%s, %s): %s", self.upstream.origin, session.evidence.provider, session.kem, models)
 
     @property
     def health(self) -> dict[str, Any]:
-        """Where it asks, and whether that is verified at the moment."""
+        """The upstream, and whether it is verified at the moment."""
         return {"upstream": str(self.upstream.origin), "verified": self.upstream.session() is not None}
 
     async def send(self, method: str, path: str, fields: Fields, body: bytes) -> Answer:
@@ -152,7 +153,7 @@ class UpstreamClient:
         return await self._exchange(session, method, path, fields, body)
 
     async def session(self, unwanted: Session | None = None) -> Session:
-        """A session that can be used, verified now if need be. Raises `ClientError`."""
+        """A usable session, verified now if there is none. Raises `ClientError`."""
         session = self.upstream.session(unwanted)
         if session is not None:
             return session
@@ -166,7 +167,7 @@ class UpstreamClient:
                 challenge = self.upstream.challenge()
                 return self.upstream.accept(challenge, await self._document(challenge))
             except ClientError as error:
-                error.unopened = True  # Evidence was asked for, and nothing sealed.
+                error.unopened = True  # Only evidence was asked for; nothing was sealed.
                 self.upstream.failed(error)
                 raise
 
@@ -229,7 +230,7 @@ class UpstreamClient:
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """At most `limit` and one more byte."""
+    """The body, cut to `limit` bytes and one more, by which the caller sees that it is too large."""
     body = b""
     while len(body) <= limit and (data := await response.content.readany()):
         body += data

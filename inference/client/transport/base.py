@@ -21,9 +21,10 @@ from adytum.inference.client.transport.libraries import Request, library_of
 from adytum.inference.client.workspace import Workspace
 
 EVIDENCE_SECONDS = 30.0
-"""For each network operation while evidence is fetched; making it can take a device seconds."""
+"""For each network operation while evidence is fetched: devices can take seconds to produce it."""
 
-# Shorter than the five seconds after which uvicorn closes an idle connection: a request must not meet that.
+# Shorter than the five seconds after which uvicorn, the backend's server, closes an idle connection: a request that is
+# sent at that moment would fail.
 POOL_LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=4.0)
 
 AsyncLock, Lock = anyio.Lock, threading.Lock
@@ -53,10 +54,10 @@ class Transport(ABC, Generic[Inner]):
         recheck_s: float = RECHECK_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`api_key` replaces what the caller sends. `kem`: only this one (`session.KEMS`). `inner`: the httpx2
-        transport that carries the sealed bytes, for example one with TLS settings of your own.
+        """`api_key` replaces the credentials that the caller sends; `kem` allows only this one (`session.KEMS`);
+        `inner` is the httpx2 transport that carries the sealed bytes, for example one with TLS settings of your own.
 
-        Raises `ValueError` for an `upstream` or `kem` that cannot be, `OSError` for a `workspace` that cannot be made.
+        Raises `ValueError` for an invalid `upstream` or `kem`, `OSError` if the `workspace` cannot be created.
         """
         record = Workspace(workspace).record if workspace is not None else None
         self._upstream = Upstream(
@@ -73,7 +74,7 @@ class Transport(ABC, Generic[Inner]):
 
     @property
     def session(self) -> Session | None:
-        """The session in use; its `evidence` is what was verified."""
+        """The session in use, if any; its `evidence` is what was verified."""
         return self._upstream.session()
 
     def _check(self, request: Request) -> None:

@@ -352,7 +352,7 @@ def test_merging() -> None:
 
 def test_upstreams_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:
     policy = ROOT / "deploy" / "config" / "demo-policy.toml"
-    with pytest.raises(CannotStart, match="given once"):
+    with pytest.raises(CannotStart, match="must be listed once"):
         run_proxy(upstreams=["https://a.example", "https://A.example:443/"], policy_path=policy)
     with pytest.raises(CannotStart, match="origin"):
         run_proxy(upstreams=["https://a.example", "https://b.example/v1"], policy_path=policy)
