@@ -1,7 +1,7 @@
 """Writes the synchronous twins of asynchronous modules: `python scripts/unasync.py`; `--check` only compares.
 
-The habit is httpcore's: the asynchronous source is written by hand, its twin follows from it line by line, and
-tests/house/test_twins.py fails if the committed twin is another one.
+As in httpcore, the asynchronous source is written by hand and its twin is derived from it line by line.
+tests/house/test_twins.py fails if the committed twin differs.
 """
 
 import re
@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TWINS = {"inference/client/transport/_async.py": "inference/client/transport/_sync.py"}
-"""By source, the file that is generated from it."""
-# In this order: the first two would else lose only their prefix.
+"""Sources and the files that are generated from them."""
+# Applied in this order: the exception to the rule about `Async` comes first.
 REPLACEMENTS = (
     (r"\bAsyncByteStream\b", "SyncByteStream"),
     (r"\basync (?=def|with|for)", ""),
@@ -29,17 +29,17 @@ HEADER = "# Generated from {source} by scripts/unasync.py. Change that file, the
 
 
 def twin(source: str) -> str:
-    """The text of the twin. Raises `ValueError` if a replacement found nothing: then the table has a dead row."""
+    """The text of the twin. Raises `ValueError` if a replacement matched nothing, because that row is dead."""
     text = (ROOT / source).read_text("utf-8")
     for pattern, replacement in REPLACEMENTS:
         text, count = re.subn(pattern, replacement, text)
         if not count:
-            raise ValueError(f"{source} has nothing that matches {pattern}")
+            raise ValueError(f"{source} has no match for {pattern}")
     return HEADER.format(source=source) + text
 
 
 def differing() -> list[str]:
-    """The twins that are missing or are not what their source makes of them."""
+    """The twins that are missing or differ from what their source generates."""
     return [
         target
         for source, target in TWINS.items()

@@ -1,4 +1,4 @@
-"""The synchronous twins are what scripts/unasync.py makes of their asynchronous sources."""
+"""The committed synchronous twins are the ones that scripts/unasync.py generates."""
 
 import runpy
 from pathlib import Path

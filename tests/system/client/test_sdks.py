@@ -24,7 +24,7 @@ TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "opening_hours",
-        "strict": True,  # Else vLLM lets the arguments be any JSON value.
+        "strict": True,  # Otherwise vLLM accepts any JSON value as the arguments.
         "description": "Opening hours of a place on a day",
         "parameters": {
             "type": "object",
@@ -44,7 +44,7 @@ SCHEMA: dict[str, Any] = {
 
 @pytest.fixture(scope="module", params=["transport", "proxy"])
 def way(request: pytest.FixtureRequest, backend: RunningBackend) -> Iterator[dict[str, Any]]:
-    """What to give to a client's constructor for each way: its origin and, for the transport, what carries it."""
+    """What a client's constructor needs for each way: the origin and, for the transport, the transport itself."""
     policy = Policy.from_toml(backend.policy_path)
     with ExitStack() as stack:
         if request.param == "proxy":
@@ -108,7 +108,7 @@ def test_a_named_tool_is_called(asking: openai.OpenAI, backend: RunningBackend, 
         tool_choice={"type": "function", "function": {"name": "opening_hours"}},
         max_tokens=150,
         temperature=0,
-        frequency_penalty=2,  # A model this small wanders in the white space that JSON allows.
+        frequency_penalty=2,  # A model this small gets lost in the white space that JSON allows.
     )
     calls = answer.choices[0].message.tool_calls
     assert calls is not None
@@ -158,7 +158,7 @@ def test_a_bad_key_is_a_401(way: dict[str, Any], backend: RunningBackend) -> Non
 
 def test_anthropic_whole_and_streamed_say_the_same(claude: anthropic.Anthropic, backend: RunningBackend) -> None:
     asked: dict[str, Any] = {"model": backend.llama, "max_tokens": 100, "messages": QUESTION}
-    asked["extra_body"] = {"temperature": 0}  # The package no longer has a word for it.
+    asked["extra_body"] = {"temperature": 0}  # The package no longer has a parameter for it.
     answer = claude.messages.create(**asked)
     said = "".join(block.text for block in answer.content if block.type == "text")
     assert said.strip() == FAQ[0].answer

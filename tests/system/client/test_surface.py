@@ -113,7 +113,7 @@ def test_an_image_by_address_is_refused(client: openai.OpenAI, model: str) -> No
 
 
 def test_an_image_for_a_model_without_eyes(client: openai.OpenAI, backend: RunningBackend) -> None:
-    """It is the engine that says so."""
+    """The engine itself refuses it."""
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, backend.llama, messages=_with_images(data_url(png())))
     assert refused.value.code != "remote_media"
@@ -130,7 +130,7 @@ def test_the_colour_of_an_image(client: openai.OpenAI, backend: RunningBackend, 
 
 @pytest.mark.parametrize("kind", REDS)
 def test_every_kind_of_image_file(client: openai.OpenAI, backend: RunningBackend, kind: str) -> None:
-    """As the SDK's users send it: whole and streamed, under the media type of its kind."""
+    """As users of the SDK send it: whole and streamed, with the media type of its kind."""
     messages = _with_images(data_url(REDS[kind], f"image/{kind.split()[0]}"))
     assert ask(client, backend.gemma, messages=messages).choices[0].message.content == "The image is red."
     stream = ask(client, backend.gemma, messages=messages, stream=True)
@@ -201,7 +201,7 @@ def test_a_whole_conversation_in_the_responses_shape(client: openai.OpenAI, mode
 
 
 def test_the_cache_is_found_again_by_its_key(client: openai.OpenAI, backend: RunningBackend) -> None:
-    """Through the channel; tests/system/test_prefix_cache.py has the callers apart."""
+    """Through the channel; tests/system/test_prefix_cache.py separates the callers."""
 
     def hits() -> float:
         lines = ask_engine(backend.sockets[backend.llama], "GET", "/metrics").decode().splitlines()

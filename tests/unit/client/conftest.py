@@ -30,7 +30,7 @@ def client(fake: Fake) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def proxy(fake: Fake) -> Iterator[Callable[..., str]]:
-    """Starts a proxy in front of `fake`; gives its origin. `upstream`, `api_key` and `app` are options of its parts."""
+    """Starts a proxy for `fake` and returns its origin. `upstream`, `api_key` and `app` are options of its parts."""
     with ExitStack() as stack:
 
         def start(

@@ -1,10 +1,10 @@
-"""What a streamed chunk costs the client: CPU time per chunk of each way to read a stream. Run as a program:
+"""CPU time per streamed chunk on the client, for each way to read a stream. Run as a program:
 
     .venv/bin/python -m tests.unit.client.measure [CHUNKS]
 
-A process serves small events a millisecond apart, so that each is a read of its own, in the clear and sealed.
-Plain reading is the base; what is above it is the price of the seal. Loopback, one stream at a time, the
-least of five rounds.
+A process serves small events a millisecond apart, in the clear and sealed, so that each is a read of its own. Reading
+in the clear is the baseline; the rest is the cost of the seal. Loopback, one stream at a time, the minimum of five
+rounds.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ from tests.unit.client import support
 
 GAP = 0.001
 ROUNDS = 5
-"""The least of them counts: other work on the machine only adds."""
+"""The minimum counts: other work on the machine only adds."""
 EVENT = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":" word"}}]}\n\n'
 SIMULATED = Policy.accept_simulated()
 
 
 class _Server(support.Fake):
-    """Serves the stream in the clear at /plain too."""
+    """Also serves the stream in the clear, at /plain."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] != "/plain":

@@ -1,4 +1,4 @@
-"""A scripted backend: the real channel and real simulated evidence, answers and misbehaviour as a test asks for them.
+"""A scripted backend: the real channel and real simulated evidence, with answers and faults that a test chooses.
 
 It is a test double of the network's other end: it opens, signs and seals for real, so that a client that checks less
 than it should is caught, and it records every byte of what came in the clear.
@@ -51,29 +51,29 @@ class Fake:
     gap: float = 0.0
     """Seconds between two events of a stream."""
     forget: int = 0
-    """So many requests are answered as if their key were unknown."""
+    """This many requests are answered as if their key were unknown."""
     plain: Plain | None = None
     """Answers every sealed request in the clear."""
     evidence: Plain | None = None
-    """Answers every question for evidence so."""
+    """Answers every request for evidence."""
     claims: Callable[[Claims], Claims] = lambda claims: claims
     change: Callable[[int, bytes], bytes] | None = None
-    """Gives what is written in place of the n-th write of an answer's body."""
+    """Returns what is written in place of the n-th write of an answer's body."""
     stop_at: int | None = None
-    """The n-th write and all that follow are left out."""
+    """The n-th write and all that follow are omitted."""
     clean_stop: bool = True
-    """Whether an answer that was stopped ends properly as far as HTTP can tell."""
+    """Whether an answer that was stopped still ends as HTTP requires."""
     seen: list[str] = field(default_factory=list)
     """Method and path of each outer request, in order."""
     outer: list[dict[str, str]] = field(default_factory=list)
-    """Header of each outer sealed request."""
+    """Header fields of each outer sealed request."""
     inner: list[InnerRequest] = field(default_factory=list)
     sealed_bytes: list[int] = field(default_factory=list)
     kems: list[int] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
-    """Set when a caller went away before its answer's end."""
+    """Set when a caller left before its answer's end."""
     writes: int = 0
-    """Writes of the last answer."""
+    """Number of writes of the last answer."""
 
     def __post_init__(self) -> None:
         self.notary = Notary({"fake/chat": bytes(32)}, time.time)
@@ -89,7 +89,7 @@ class Fake:
 
     @property
     def requests(self) -> int:
-        """Sealed requests that came, opened or not."""
+        """Number of sealed requests that arrived, opened or not."""
         return sum("ohttp-gateway" in line for line in self.seen)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -156,7 +156,7 @@ class Fake:
 
     async def _answer(self, exchange: Exchange, request: InnerRequest, send: Any) -> None:
         started = False
-        # Counted for this answer: one that its client has left may still be writing.
+        # Counted per answer: one that its client has left may still be writing.
         written = 0
         async for head, data in self._writes(exchange, request):
             if not started:
@@ -206,7 +206,7 @@ async def _gone(receive: Any) -> None:
 
 
 def script(request: InnerRequest) -> tuple[int, Any] | list[bytes]:
-    """What the scripted engine answers: a status and a document, or the events of a stream."""
+    """The scripted engine's answer: a status and a document, or the events of a stream."""
     path = request.path.partition("?")[0]
     body = json.loads(request.body) if request.body else {}
     if path == "/v1/models":
@@ -263,7 +263,7 @@ def chat(stream: bool = False, **more: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(app: Any, *, lifespan: str = "off") -> Iterator[int]:
-    """Serves an ASGI application on loopback in a thread; gives its port."""
+    """Serves an ASGI application on loopback in a thread; yields its port."""
     config = uvicorn.Config(app, port=0, http="httptools", lifespan=lifespan, access_log=False, log_level="critical")  # type: ignore[arg-type]
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -291,7 +291,7 @@ def running_fake(**script: Any) -> Iterator[Fake]:
 
 @contextmanager
 def running_proxy(client: UpstreamClient | Replicas, **options: Any) -> Iterator[str]:
-    """The proxy in front of what `client` asks, in a thread; gives its origin. `grace_s` is an option too."""
+    """The proxy for what `client` asks, served in a thread; yields its origin. `grace_s` is also an option."""
     grace = {"grace_s": options.pop("grace_s", 0.2)}
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()

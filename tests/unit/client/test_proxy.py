@@ -1,4 +1,4 @@
-"""The local proxy in front of a scripted backend: what passes, what is refused, and how it fails."""
+"""The local proxy for a scripted backend: what passes, what is refused, and how it fails."""
 
 import asyncio
 import gzip
@@ -109,7 +109,7 @@ def test_a_stream_passes_as_it_arrives(fake: Fake, proxy: Proxy) -> None:
 
 
 def test_a_caller_of_http_1_0_gets_a_stream_whole_or_not_at_all(fake: Fake, proxy: Proxy) -> None:
-    """It has no chunks: a stream that was cut would end like a whole one."""
+    """HTTP/1.0 has no chunks: a stream that was cut would end like a whole one."""
     url = proxy()
     asked = raw(f"POST {CHAT} HTTP/1.0", json.dumps(chat(stream=True)).encode())
     head, _, body = exchange(url, asked).partition(b"\r\n\r\n")
@@ -178,7 +178,7 @@ def test_a_changed_stream_does_not_end_well_and_passes_no_word_of_the_change(fak
         fake.change = lambda i, data, n=n: data[:-1] + bytes((data[-1] ^ 1,)) if i == n else data
         heard: list[bytes] = []
         status, error = heard_of(url, heard)
-        # 502 where the change came in one read with the head, so that nothing had been passed on yet.
+        # 502 if the change arrived in one read with the head, so that nothing had been passed on yet.
         assert error is not None or status == 502
         assert all(word.encode() not in b"".join(heard) for word in WORDS[n - 1 :])
 
@@ -295,7 +295,7 @@ def test_other_hosts_are_refused(fake: Fake, proxy: Proxy, host: str, path: str)
     assert fake.requests == before == 0
 
 
-def test_who_listens_everywhere_is_reached_by_address_and_not_by_foreign_names(proxy: Proxy) -> None:
+def test_a_proxy_that_listens_everywhere_is_reached_by_address_and_not_by_foreign_names(proxy: Proxy) -> None:
     url = proxy(app={"bound": "0.0.0.0"})
     assert request(url, "GET", "/v1/models", {"Host": "192.168.0.7:9876"})[0] == 200
     assert request(url, "GET", "/v1/models", {"Host": "evil.example"})[0] == 403
@@ -434,7 +434,7 @@ def test_health_tells_whether_the_backend_is_verified(fake: Fake, proxy: Proxy) 
     assert "server" not in asked.headers
 
 
-def test_options_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:
+def test_invalid_options_are_reported_at_the_start(tmp_path: Path) -> None:
     policy = ROOT / "deploy" / "config" / "demo-policy.toml"
     with pytest.raises(CannotStart, match="origin"):
         run_proxy(upstreams=["https://a.example/v1"], policy_path=policy)

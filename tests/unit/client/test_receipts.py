@@ -1,4 +1,4 @@
-"""The client takes no answer without a receipt that fits it."""
+"""The client accepts no answer without a receipt that matches it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ FORGED = b"\xee" * 32
 
 
 class Forger(Notary):
-    """Signs, with the attested key or another, what `forge` makes of an honest receipt."""
+    """Signs, with the attested key or another one, an honest receipt that `forge` changed."""
 
     def __init__(self, forge: Callable[[Receipt], Receipt | None], key: Ed25519PrivateKey | None = None) -> None:
         self._signing = Ed25519PrivateKey.generate()

@@ -1,4 +1,4 @@
-"""A client that requires a release: what its workspace remembers, and the commands of both sides."""
+"""A client that requires a release: what its workspace records, and the commands of both sides."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ NOTHING_MEASURED = bytes(48)
 
 
 def publish(folder: Path, fake: Fake, sequence: int, name: str = "0.1.0", launch: bytes = NOTHING_MEASURED) -> Policy:
-    """A release of what `fake` is, and a policy that requires one."""
+    """Publishes a release that describes `fake`, and returns a policy that requires it."""
     configuration = configuration_of(fake)
     data = release.encode(
         sequence, "2026-11-23", [Version(name, (), (Machine(2, "EPYC-v4", launch),), (configuration,))]
@@ -74,7 +74,7 @@ def test_two_releases_of_one_sequence_are_told(fake: Fake, tmp_path: Path) -> No
 
 
 def test_a_release_that_was_not_met_is_not_remembered(fake: Fake, tmp_path: Path) -> None:
-    """Else somebody's future release, for another launch, would lock the client out."""
+    """Otherwise a later release, for another launch, would lock the client out."""
     ask(fake, publish(tmp_path, fake, 7), tmp_path / "workspace")
     with pytest.raises(NotVerified, match="claim release"):
         ask(fake, publish(tmp_path, fake, 9, launch=b"\x01" * 48), tmp_path / "workspace")
@@ -166,7 +166,7 @@ def test_the_commands_from_the_old_version_to_the_new(tmp_path: Path) -> None:
     run("release", "make", "--name", "1", "--sequence", "1", "--measurements", old, "--config", at("old.toml"), *key, "--out", at("r1.json"))  # fmt: skip  # noqa: E501
     second = ("release", "make", "--name", "2", "--measurements", new, "--config", at("new.toml"), "--image", at("new.raw"), *key)  # fmt: skip  # noqa: E501
     said = run(*second, "--sequence", "2", "--draining", at("r1.json"), "--out", at("r2.json"))
-    # Both measurements count while the old version drains, and the command says so.
+    # Both measurements are accepted while the old version drains, and the command reports it.
     assert "current  2" in said
     assert "draining  1" in said
     assert "0a" * 48 in said

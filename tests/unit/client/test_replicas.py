@@ -1,4 +1,4 @@
-"""Several upstreams: which one is asked, when another one is, and that nothing is sent to who is not verified."""
+"""Several upstreams: which one is chosen, when another one is, and that nothing is sent to an unverified one."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ OTHER = ModelClaim("fake/other", "generate", ("other",), bytes(32))
 
 
 class Proxied:
-    """A proxy in front of several scripted backends, with a clock that a test moves."""
+    """A proxy for several scripted backends, with a clock that a test moves."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -57,7 +57,7 @@ class Proxied:
         return found
 
     def verified(self) -> None:
-        """Waits until all are, as after the start of a proxy."""
+        """Waits until all are verified, as after the start of a proxy."""
         deadline = time.monotonic() + 10
         while not all(item["verified"] for item in self.health()):
             assert time.monotonic() < deadline
@@ -70,7 +70,7 @@ class Proxied:
 
     @property
     def sealed(self) -> list[int]:
-        """Sealed requests that came to each, opened or not."""
+        """Sealed requests that each backend received, opened or not."""
         return [fake.requests for fake in self.fakes]
 
 
@@ -95,7 +95,7 @@ def test_a_request_goes_to_one_whose_evidence_names_the_model(proxied: Proxied, 
     assert proxied.asked == [0, 3, 0]
 
 
-def test_a_model_that_nobody_has_is_the_backends_to_refuse(proxied: Proxied) -> None:
+def test_a_model_that_no_backend_has_is_refused_by_a_backend(proxied: Proxied) -> None:
     proxied.fake()
     proxied.fake()
     proxied.start()
@@ -156,7 +156,7 @@ def test_one_that_refuses_connections_is_passed_over_and_left_alone_for_longer_e
 
 
 def test_one_that_went_away_is_not_trusted_again_unseen(proxied: Proxied) -> None:
-    """It is verified before it gets a request again, and no request waits or fails for that."""
+    """It is verified before it gets another request, and no request waits or fails because of that."""
     left, right = proxied.fake(), proxied.fake()
     proxied.start()
     proxied.verified()
@@ -189,14 +189,14 @@ def test_one_that_says_it_opened_nothing_is_passed_over(proxied: Proxied, answer
     proxied.verified()
     assert [proxied.ask().status_code for _ in range(4)] == [200] * 4
     assert proxied.asked == [0, 4]
-    # The key's problem is tried once more at the same one, with keys from new evidence.
+    # After a key problem the same backend is tried once more, with keys from new evidence.
     assert proxied.sealed[0] == (1 if answer[0] == 503 else 2)
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        # A balancer's own: it may have lost the backend in the middle.
+        # A balancer's own answer: it may have lost the backend after the request was opened.
         (503, {"content-type": "text/html"}, b"<h1>503</h1>"),
         (502, {"content-type": "text/html"}, b""),
         (504, PROBLEM, b"{}"),
@@ -205,7 +205,7 @@ def test_one_that_says_it_opened_nothing_is_passed_over(proxied: Proxied, answer
         (200, {"content-type": "application/json"}, b"{}"),
     ],
 )
-def test_anything_else_is_passed_on_and_asked_of_nobody_else(proxied: Proxied, answer: Any) -> None:
+def test_any_other_error_is_passed_on_and_no_other_backend_is_asked(proxied: Proxied, answer: Any) -> None:
     proxied.fake(plain=answer)
     proxied.fake(plain=answer)
     proxied.start()
@@ -216,7 +216,7 @@ def test_anything_else_is_passed_on_and_asked_of_nobody_else(proxied: Proxied, a
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_was_cut_is_asked_of_nobody_else(proxied: Proxied, stop_at: int, stream: bool) -> None:
+def test_after_a_cut_answer_no_other_backend_is_asked(proxied: Proxied, stop_at: int, stream: bool) -> None:
     for _ in range(2):
         proxied.fake(stop_at=stop_at, clean_stop=False)
     proxied.start()
@@ -228,7 +228,7 @@ def test_an_answer_that_was_cut_is_asked_of_nobody_else(proxied: Proxied, stop_a
     assert sum(proxied.sealed) == 1
 
 
-def test_where_all_have_no_room_the_caller_is_told_when_to_come_back(proxied: Proxied) -> None:
+def test_if_all_are_full_the_caller_is_told_when_to_come_back(proxied: Proxied) -> None:
     proxied.fake(plain=(503, {**PROBLEM, "retry-after": "5"}, b"{}"))
     proxied.start(urls=[f"http://127.0.0.1:{free_port()}", proxied.fakes[0].url])
     response = proxied.ask()
@@ -276,8 +276,8 @@ def test_nothing_is_sealed_for_one_that_the_policy_refuses(proxied: Proxied) -> 
     assert rogue.requests == 0
 
 
-def test_nothing_is_sealed_for_one_with_anothers_evidence(proxied: Proxied) -> None:
-    """A rogue that shows a good backend's document with keys of its own in it."""
+def test_nothing_is_sealed_for_a_backend_with_the_evidence_of_another(proxied: Proxied) -> None:
+    """A rogue backend that presents a good backend's document with its own keys in it."""
     good, rogue = proxied.fake(), proxied.fake()
 
     def stolen(scope: Any) -> bytes:
@@ -304,7 +304,7 @@ def test_no_request_waits_for_one_that_does_not_answer(proxied: Proxied) -> None
 
 @contextmanager
 def held(fake: Fake) -> Iterator[threading.Event]:
-    """Its evidence does not come before the end of this; gives what tells that it was asked for."""
+    """Holds its evidence back until the end of the block; yields an event that is set when it was asked for."""
     document = fake._document
     asked, let_go = threading.Event(), threading.Event()
 
@@ -331,7 +331,7 @@ def test_lists_of_models_are_merged_from_those_that_can_be_asked(proxied: Proxie
         assert dict(fake.inner[0].fields)[b"authorization"] == f"Bearer {API_KEY}".encode()
 
 
-def test_a_list_of_models_from_nobody_is_an_error(proxied: Proxied) -> None:
+def test_a_list_of_models_from_no_backend_is_an_error(proxied: Proxied) -> None:
     proxied.start(urls=[f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"])
     response = httpx2.get(f"{proxied.url}/v1/models")
     assert (response.status_code, code_of(response)) == (502, "no_upstream")
@@ -350,7 +350,7 @@ def test_merging() -> None:
     assert len(one) < LIST_LIMIT
 
 
-def test_upstreams_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:
+def test_invalid_upstreams_are_reported_at_the_start(tmp_path: Path) -> None:
     policy = ROOT / "deploy" / "config" / "demo-policy.toml"
     with pytest.raises(CannotStart, match="must be listed once"):
         run_proxy(upstreams=["https://a.example", "https://A.example:443/"], policy_path=policy)

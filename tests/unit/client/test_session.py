@@ -1,4 +1,4 @@
-"""The verified upstream without IO: what is needed before anything can be sealed, what is sealed, how answers open."""
+"""The verified upstream without IO: verification before sealing, what is sealed, and how answers open."""
 
 import time
 from dataclasses import replace
@@ -35,12 +35,12 @@ from adytum.inference.gateway.keys import KeyRing
 
 NOW = 1_800_000_000.0
 DATE = b"Fri, 15 Jan 2027 08:00:00 GMT"
-"""`NOW`, as HTTP writes it."""
+"""`NOW` in HTTP's format."""
 FIELDS: Fields = ((b"authorization", b"Bearer sk-1"), (b"content-type", b"application/json"))
 
 
 class Backend:
-    """Keys, and evidence for them."""
+    """Keys and evidence for them."""
 
     def __init__(self, now: float = NOW) -> None:
         self.now = now
@@ -334,7 +334,7 @@ def test_no_word_of_a_changed_write_is_given(backend: Backend) -> None:
         changed = writes[2][:at] + bytes((writes[2][at] ^ 1,)) + writes[2][at + 1 :]
         with pytest.raises(ResponseForged):
             reader.feed(changed)
-    with pytest.raises(ResponseForged):  # Nor is it of any use after that.
+    with pytest.raises(ResponseForged):  # It stays unusable afterwards.
         reader.feed(writes[2])
 
 

@@ -204,7 +204,7 @@ def test_a_rotated_key_is_used_only_with_evidence_for_it(fake: Fake, http: Any, 
     fake.evidence = (200, {"content-type": "application/json"}, document)
     with pytest.raises(http.ConnectError, match="not verified"):
         client.post(json=chat())
-    assert fake.requests == 2  # The one before, and the one that was told that its key is unknown.
+    assert fake.requests == 2  # The first one, and the one that was answered that its key is unknown.
 
 
 def test_evidence_is_asked_for_again_when_keys_are_about_to_expire(fake: Fake, connect: Callable[..., Client]) -> None:
@@ -312,7 +312,7 @@ def test_a_stream_is_delivered_as_it_arrives(fake: Fake, connect: Callable[..., 
     client.post(json=chat())
     arrived = [at for at, data in client.stream() if b"data: " in data]
     assert len(arrived) == len(WORDS) + 2
-    # Loose, for busy machines: spread over the time in which they were made, none held back for another.
+    # A loose bound, for busy machines: spread over the time in which they were made, none held back for another.
     assert arrived[-1] - arrived[0] > 0.7 * 0.1 * (len(arrived) - 1)
     assert sorted(later - earlier for earlier, later in pairwise(arrived))[1] > 0.02
 
@@ -376,7 +376,7 @@ def test_the_kem_can_be_chosen(fake: Fake, connect: Callable[..., Client], kem: 
     assert fake.kems == [wire]
 
 
-def test_what_cannot_be_an_option_is_refused_at_once() -> None:
+def test_invalid_options_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="kem is one of"):
         AdytumTransport(upstream="https://a.example", policy=SIMULATED, kem="rsa")
     with pytest.raises(ValueError, match="origin"):
@@ -501,11 +501,11 @@ def test_the_network_sees_no_word_no_path_and_no_key(fake: Fake, connect: Callab
 
 
 def test_the_attested_key_is_the_one_that_is_used(fake: Fake, http: Any, connect: Callable[..., Client]) -> None:
-    """Keys that the gateway serves beside the evidence play no part."""
+    """Keys that the gateway serves outside the evidence are not used."""
     with running_fake() as other:
         listed = keyconfig.encode_list(other.keys.configurations)
     fake.claims = with_claims(key_configurations=listed)
     with pytest.raises(http.RemoteProtocolError):
-        # Sealed to keys that this backend does not have: it cannot read the request.
+        # Sealed to keys that this backend lacks: it cannot read the request.
         connect(fake.url).post(json=chat())
     assert fake.inner == []
