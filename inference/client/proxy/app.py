@@ -66,7 +66,7 @@ def create_app(
 
 
 async def _continue_later(_request: web.Request) -> None:
-    """The caller is asked for its body by `_read`, once it is clear that the body is wanted."""
+    """Defers `100 Continue` to `_read`: a request that is refused needs no body."""
 
 
 class _Routes:
@@ -86,7 +86,7 @@ class _Routes:
         if body is None:
             text = f"The body is larger than {BODY_LIMIT // 1024 // 1024} MiB. Nothing was sent."
             refused = error_response(413, text, "request_too_large")
-            refused.force_close()
+            refused.force_close()  # The rest of the body is not read.
             return refused
         return await self._serve(request, body)
 
@@ -109,7 +109,7 @@ class _Routes:
             _log.error("a request failed: %s", type(error).__name__)
             failed = error_response(500, "The proxy failed. Its log names the kind of error.", "internal_error")
         if stream.prepared:
-            # aiohttp closes the connection without the stream's end, so that no client takes the answer for whole.
+            # aiohttp then closes the connection without the end of the stream, so no client takes the answer for whole.
             raise ConnectionAbortedError
         return failed
 

@@ -29,13 +29,13 @@ def error_response(
 
 
 def json_response(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A document; `web.json_response` would add a charset, which JSON has none of (RFC 8259, 11)."""
+    """A JSON document, without the charset that `web.json_response` adds: JSON has none (RFC 8259, 11)."""
     fields = {hdrs.CONTENT_TYPE: "application/json", **(headers or {})}
     return web.Response(body=json.dumps(document).encode(), status=status, headers=fields)
 
 
 class Guard:
-    """Refuses what a foreign web page could send, and answers the browsers of those that are allowed."""
+    """Refuses requests of foreign web pages, and tells browsers which pages are allowed."""
 
     def __init__(self, bound: str, hosts: Iterable[str], origins: Iterable[str]) -> None:
         """`bound` is the address that the proxy listens on, `hosts` are further names that callers may use for it,
@@ -49,7 +49,7 @@ class Guard:
     async def check(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Passes the request on if it may be; answers a preflight (Fetch standard, 3.3)."""
+        """Refuses a request, answers a preflight (Fetch standard, 3.3), or passes the request on."""
         if refused := self._refuses(request):
             return error_response(403, refused, "forbidden", kind="permission_error")
         asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD)
@@ -66,7 +66,7 @@ class Guard:
         return web.Response(text="OK", headers=headers)
 
     async def finish(self, request: web.Request, response: web.StreamResponse) -> None:
-        """For `on_response_prepare`: a page of an allowed origin may read the answer, and no header names a server."""
+        """For `on_response_prepare`: lets a page of an allowed origin read the answer, and removes the Server field."""
         response.headers.popall(hdrs.SERVER, None)
         origin = request.headers.get(hdrs.ORIGIN)
         if origin in self._origins:
@@ -96,7 +96,7 @@ def _host_name(host: str) -> str:
 
 
 def in_url(address: str) -> str:
-    """An address or name as it stands in a URL: IPv6 in brackets."""
+    """An address or name as in a URL: IPv6 in brackets."""
     return f"[{address}]" if ":" in address and not address.startswith("[") else address
 
 

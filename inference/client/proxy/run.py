@@ -24,11 +24,11 @@ from adytum.inference.client.session import Upstream
 from adytum.inference.client.workspace import Workspace
 
 _log = logging.getLogger("adytum.proxy")
-# aiohttp logs exceptions with their text, which can quote a request. This logger is in no hierarchy, so that nothing
-# that configures logging turns it on.
+# aiohttp logs exceptions with their text, which can quote a request. This logger has no parent and no name in the
+# registry, so no configuration of logging can turn it on.
 _SILENT = logging.Logger("aiohttp", logging.CRITICAL + 1)
 KEEP_ALIVE_S = 65.0
-"""Seconds after which an idle connection is closed: more than other programs keep one."""
+"""Seconds after which an idle connection is closed: longer than clients usually keep one."""
 GRACE_S = 5.0
 """Seconds for requests in progress when the proxy is stopped."""
 
@@ -86,7 +86,7 @@ def run_proxy(
 
 
 async def _until_signal(app: web.Application, listening: socket.socket, ready: Callable[[], None]) -> bool:
-    """Whether SIGTERM ended it. SIGINT cancels it, and `asyncio.run` then raises `KeyboardInterrupt`."""
+    """Serves; returns whether SIGTERM ended it. On SIGINT `asyncio.run` cancels it and raises `KeyboardInterrupt`."""
     stop = asyncio.Event()
     # Windows has no such handlers, and no SIGTERM either.
     with suppress(NotImplementedError):
@@ -108,7 +108,7 @@ async def serve(
         handler_cancellation=True,
         auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_S,
-        # aiohttp waits so long twice: for the handler to end, and for it to notice that it is no longer wanted.
+        # aiohttp waits this long twice: for a handler to end, and then for it to react to its closed request.
         shutdown_timeout=grace_s / 2,
         access_log=None,
         logger=_SILENT,

@@ -122,7 +122,7 @@ class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBas
             raise self._unreachable(error) from error
 
     async def _read(self, response: httpx2.Response, limit: int) -> bytes:
-        """At most `limit` bytes and one more."""
+        """The content, cut to `limit` bytes and one more, by which the caller sees that it is too large."""
         data = b""
         try:
             async for piece in response.stream:  # type: ignore[union-attr]
@@ -138,7 +138,7 @@ class AsyncAdytumTransport(Transport[httpx2.AsyncBaseTransport], httpx2.AsyncBas
 
 
 class _AsyncStream:
-    """The content of an answer as it is opened; `stream_class` makes it one of the request's library."""
+    """The content of an answer as it is opened. `stream_class` derives it from the request library's base class."""
 
     def __init__(
         self,

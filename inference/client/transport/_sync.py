@@ -123,7 +123,7 @@ class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport, Cla
             raise self._unreachable(error) from error
 
     def _read(self, response: httpx2.Response, limit: int) -> bytes:
-        """At most `limit` bytes and one more."""
+        """The content, cut to `limit` bytes and one more, by which the caller sees that it is too large."""
         data = b""
         try:
             for piece in response.stream:  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ class AdytumTransport(Transport[httpx2.BaseTransport], httpx2.BaseTransport, Cla
 
 
 class _Stream:
-    """The content of an answer as it is opened; `stream_class` makes it one of the request's library."""
+    """The content of an answer as it is opened. `stream_class` derives it from the request library's base class."""
 
     def __init__(
         self,

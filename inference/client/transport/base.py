@@ -31,7 +31,7 @@ AsyncLock, Lock = anyio.Lock, threading.Lock
 
 
 def AsyncShield() -> anyio.CancelScope:
-    """For closing what a cancelled task holds."""
+    """Lets a cancelled task close its connection."""
     return anyio.CancelScope(shield=True)
 
 
@@ -78,6 +78,7 @@ class Transport(ABC, Generic[Inner]):
         return self._upstream.session()
 
     def _check(self, request: Request) -> None:
+        """Raises `TypeError` for a request of an unknown library, `RequestRefused` for another origin's."""
         library_of(request)
         url = request.url
         if not self._upstream.origin.matches(url.scheme, url.host, url.port):
@@ -116,10 +117,12 @@ class Transport(ABC, Generic[Inner]):
 
 
 def cut_by(error: httpx2.TransportError) -> ResponseCut:
+    """The error for an answer that a network error cut."""
     found = cut()
     found.__cause__ = error
     return found
 
 
 def opens(response: httpx2.Response) -> bool:
+    """Whether it is a sealed answer."""
     return is_sealed(response.status_code, response.headers.get("content-type"))

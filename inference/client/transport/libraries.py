@@ -1,8 +1,8 @@
-"""The HTTP library of the program that asks: httpx2, or the classic httpx that openai 2, llama-index and haystack use.
+"""The HTTP library of the caller: httpx2, or the classic httpx that openai 2, llama-index and haystack use.
 
-Their clients assert that an answer and its stream are of their own classes, and their SDKs only know their own
-exceptions. So both are made with the library of the request. httpx is no dependency: whoever has a request of it has
-imported it. The sealed bytes always travel over httpx2.
+The client of each library asserts that an answer and its stream are of its own classes, and SDKs only handle their own
+library's exceptions. So answers and exceptions are made with the library of the request. httpx is not a dependency: a
+program that makes requests with it has imported it. The sealed bytes always travel over httpx2.
 """
 
 import json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     AsyncClassicBase = httpx.AsyncBaseTransport
     ClassicBase = httpx.BaseTransport
 else:
-    # Its clients check no transport's class: this is for type checkers only.
+    # For type checkers only: httpx does not check the class of a transport.
     AsyncClassicBase = ClassicBase = type("ClassicBase", (), {})
 
 ClassicRequest: TypeAlias = "httpx.Request"
@@ -44,16 +44,16 @@ _EXCEPTIONS: dict[type[ClientError], str] = {
     NotVerified: "ConnectError",
     ResponseCut: "ReadError",
 }
-# A time-out in a cut answer stays one, so that SDKs call it that.
+# A time-out that cuts an answer stays one, so that SDKs report it as such.
 _KEPT: dict[type[ClientError], type[httpx2.TransportError]] = {
     UpstreamUnreachable: httpx2.TransportError,
     ResponseCut: httpx2.TimeoutException,
 }
-"""By our error, the causes whose names are kept."""
+"""The kinds of cause that keep their own names, by our error."""
 
 
 def library_of(request: Request) -> ModuleType:
-    """The library that the request is of. Raises `TypeError` if it is of neither."""
+    """The module of the request's library. Raises `TypeError` if the request is of neither."""
     for name in ("httpx2", "httpx"):
         library = sys.modules.get(name)
         if library is not None and isinstance(request, getattr(library, "Request", ())):
@@ -66,7 +66,7 @@ def library_of(request: Request) -> ModuleType:
 
 
 def answer(request: Request, reader: ResponseReader, stream: Any) -> Response:
-    """The opened answer. `extensions["adytum"]` is the `ResponseReader`, whose `receipt` is there after the content."""
+    """The opened answer. `extensions["adytum"]` is its `ResponseReader`, whose `receipt` is set after the content."""
     assert reader.head is not None
     extensions = {"http_version": b"HTTP/1.1", "adytum": reader}
     found: Response = library_of(request).Response(
@@ -77,12 +77,12 @@ def answer(request: Request, reader: ResponseReader, stream: Any) -> Response:
 
 @cache
 def stream_class(kind: type[Stream], base: type) -> type[Stream]:
-    """`kind` as a subclass of a library's base class of streams."""
+    """`kind` as a subclass of a library's base class for streams."""
     return type(kind.__name__, (kind, base), {})
 
 
 def raise_to(request: Request, error: ClientError) -> NoReturn:
-    """Raises the exception of the request's library, with `error` as its cause."""
+    """Raises an exception of the request's library, with `error` as its cause."""
     kind = getattr(library_of(request), _exception(error))
     raise kind(str(error), request=request) from error
 
@@ -90,7 +90,7 @@ def raise_to(request: Request, error: ClientError) -> NoReturn:
 def _exception(error: ClientError) -> str:
     kept = _KEPT.get(type(error))
     if kept is not None and isinstance(error.__cause__, kept):
-        # An inner transport may raise a subclass of its own, which no other library has.
+        # An inner transport may raise a subclass of its own, which neither library has.
         names = (kind.__name__ for kind in type(error.__cause__).__mro__)
         return next(name for name in names if hasattr(httpx2, name))
     return _EXCEPTIONS.get(type(error), "RemoteProtocolError")
