@@ -62,16 +62,14 @@ class Lifecycle:
     """The current step. Only the moves of `NEXT` are possible."""
 
     step: Step = Step.PREFLIGHT
-    reason: str = ""
     progress: str = ""
     """How far the step is, for `/readyz`; names models and shares, nothing else."""
 
-    def advance(self, step: Step, reason: str = "") -> None:
+    def advance(self, step: Step) -> None:
         """Moves on. Raises `ValueError` for a move that is not in the table."""
         if step not in NEXT[self.step]:
             raise ValueError(f"{self.step} is not followed by {step}")
         self.step = step
-        self.reason = reason
         self.progress = ""
 
     @property

@@ -122,7 +122,7 @@ class _Gauges(Collector):
             yield family
 
 
-class Server:
+class MetricsServer:
     """`GET /metrics` on loopback, and nothing else."""
 
     def __init__(self, telemetry: Telemetry, port: int) -> None:

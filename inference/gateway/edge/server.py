@@ -18,7 +18,7 @@ _CUT_S = 5
 """For the sealed errors of answers that were cut at the end of the drain."""
 
 
-class Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """uvicorn that leaves the process's end to us: engines have to be stopped after a signal.
 
     A first SIGTERM or SIGINT drains: nothing new is taken, and answers in progress have `drain_seconds`; after that
