@@ -7,18 +7,12 @@ import click
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class _Number(click.ParamType):
+def number(text: str) -> int:
     """An integer, decimal or with 0x."""
-
-    name = "number"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return int(str(value), 0)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
+    try:
+        return int(str(text), 0)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number") from None
 
 
 @click.command()
@@ -29,8 +23,8 @@ class _Number(click.ParamType):
 @click.option("--cmdline-file", type=FILE, help="A file with that text; a line feed at its end is left out.")
 @click.option("--vcpus", type=int, multiple=True, required=True, help="May be given several times.")
 @click.option("--vcpu-type", default="EPYC-v4", show_default=True, help="What QEMU's -cpu gets.")
-@click.option("--guest-features", type=_Number(), default=0x1, help="SEV_FEATURES; default 0x1.")
-@click.option("--guest-policy", type=_Number(), default=0x30000, help="The SNP policy of the launch; default 0x30000.")
+@click.option("--guest-features", type=number, default=0x1, help="SEV_FEATURES; default 0x1.")
+@click.option("--guest-policy", type=number, default=0x30000, help="The SNP policy of the launch; default 0x30000.")
 @click.option("--firmware-digest", metavar="HEX", help="Launch digest of all the firmware, where only its end is here.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
 def measure(

@@ -33,7 +33,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
-class Server(_Section):
+class ServerSection(_Section):
     """Where the backend listens."""
 
     host: str
@@ -56,7 +56,7 @@ class Server(_Section):
     """After SIGTERM, the time for answers in progress to end."""
 
 
-class Tls(_Section):
+class TlsSection(_Section):
     """TLS of the outer connection. The sealed channel does not rely on it."""
 
     mode: Literal["off", "files", "generated"]
@@ -74,7 +74,7 @@ class Tls(_Section):
         return self
 
 
-class Callers(_Section):
+class CallersSection(_Section):
     """Who may ask."""
 
     authentication: Literal["none", "keys", "file"]
@@ -96,7 +96,7 @@ class Callers(_Section):
         return self
 
 
-class Channel(_Section):
+class ChannelSection(_Section):
     """The sealed channel."""
 
     padding: Padding
@@ -135,7 +135,7 @@ class Channel(_Section):
         return Cells(self.chunk_bytes, self.least_chunks, self.cadence_ms / 1000)
 
 
-class Evidence(_Section):
+class EvidenceSection(_Section):
     """Which hardware signs the evidence."""
 
     cpu: Literal["simulated", "sev-snp", "sev-snp-vtpm", "tdx"]
@@ -150,7 +150,7 @@ class Evidence(_Section):
     """Clients that wait for evidence or read it."""
 
 
-class Engines(_Section):
+class EnginesSection(_Section):
     """What all engines share."""
 
     python: Path
@@ -180,7 +180,7 @@ class Engines(_Section):
     """Between two canary runs of an engine, the later ones only while it is idle."""
 
 
-class Metering(_Section):
+class MeteringSection(_Section):
     """What is kept of each request, for bills."""
 
     records: Path | None = None
@@ -189,7 +189,7 @@ class Metering(_Section):
     """Tokens are rounded up to a multiple of this: an exact length tells about what was said."""
 
 
-class Telemetry(_Section):
+class TelemetrySection(_Section):
     """What operators see."""
 
     port: int | None = Field(default=None, ge=1, le=65535)
@@ -229,14 +229,14 @@ class Model(_Section):
 class Config(_Section):
     """The whole configuration. `sha256` is the digest of the file's bytes."""
 
-    server: Server
-    tls: Tls
-    callers: Callers
-    channel: Channel
-    evidence: Evidence
-    engines: Engines
-    metering: Metering = Metering()
-    telemetry: Telemetry = Telemetry()
+    server: ServerSection
+    tls: TlsSection
+    callers: CallersSection
+    channel: ChannelSection
+    evidence: EvidenceSection
+    engines: EnginesSection
+    metering: MeteringSection = MeteringSection()
+    telemetry: TelemetrySection = TelemetrySection()
     models: tuple[Model, ...] = Field(min_length=1)
     sha256: bytes = Field(exclude=True)
 

@@ -179,7 +179,9 @@ def _open(path: Path) -> int:
     return file
 
 
-def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[BaseException | None], None], error: object) -> None:
+def _tell(
+    loop: asyncio.AbstractEventLoop, settle: Callable[[BaseException | None], None], error: BaseException | None
+) -> None:
     try:
         loop.call_soon_threadsafe(settle, error)
     except RuntimeError:

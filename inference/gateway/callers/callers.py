@@ -127,6 +127,10 @@ class _Bucket:
         return max(0.0, missing * 60 / self.per_minute)
 
 
+def _full(per_minute: int | None, now: float) -> _Bucket | None:
+    return None if per_minute is None else _Bucket(per_minute, float(per_minute), now)
+
+
 @dataclass
 class _Account:
     requests: _Bucket | None
@@ -204,11 +208,7 @@ class Callers:
 
     def _account(self, caller: Caller) -> _Account:
         now = self._monotonic()
-        buckets = [
-            None if limit is None else _Bucket(limit, float(limit), now)
-            for limit in (caller.requests_per_minute, caller.tokens_per_minute)
-        ]
-        return _Account(*buckets)
+        return _Account(_full(caller.requests_per_minute, now), _full(caller.tokens_per_minute, now))
 
     def replace(self, found: CallerList) -> None:
         """Uses another list from now on; requests in progress end as they are. Raises `CallersError` for an old one."""

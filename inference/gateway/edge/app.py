@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adytum.inference.channel import ehbp, keyconfig, ohttp
@@ -43,7 +44,8 @@ def create_gateway(
     async def http_exception(request: Request, _error: HTTPException) -> Response:
         path = request.scope["path"]
         # RFC 9110, 15.5.6: a 405 names the methods that there are, also those that never come to FastAPI.
-        allowed = {method for route in app.routes if getattr(route, "path", "") == path for method in route.methods}
+        routes = [route for route in app.routes if isinstance(route, Route) and route.path == path]
+        allowed = {method for route in routes for method in route.methods or ()}
         allowed |= {method for method, hot_path in hot if hot_path == path}
         if not allowed:
             return failures.NOT_FOUND.response()
