@@ -23,7 +23,7 @@ from adytum.inference.engine.weights.weights import CANARY, Manifest, WeightsErr
 CANARY_SECONDS = 120.0
 """For one request of the canary."""
 _CPU_SEQUENCES = 64
-"""Enough for the demo and its benchmark."""
+"""On a CPU: enough for the demo and its benchmark."""
 
 
 def socket_path(config: Config, model: Model) -> Path:

@@ -2,8 +2,8 @@
 
 1. `serve` checks the process and the machine, and has the parts made (`parts`).
 2. `_run` listens. The gateway answers from here on, so `/readyz` can tell the step, but opens nothing before SERVING.
-3. `_STEPS` says what each step of the life (`lifecycle.NEXT`) does; a step that fails ends the backend.
-4. `_BESIDE` are the tasks that run beside them, to the end.
+3. `_STEPS` lists the work of each step in the backend's life (`lifecycle.NEXT`). A step that fails ends the backend.
+4. `_BESIDE` lists the tasks that run beside the steps, to the end.
 """
 
 import asyncio
@@ -150,8 +150,7 @@ async def _verify_own_evidence(parts: Parts) -> None:
         verify(document, nonce=nonce, policy=policy, trust=TrustRoots(), now=now)
     except (AttestationError, EvidenceUnavailable) as error:
         raise StepFailed(
-            f"no evidence, or none that verifies: {error}. "
-            "`adytum preflight` says what of this machine is not as it should be"
+            f"no evidence, or none that verifies: {error}. `adytum preflight` shows what is wrong with this machine"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The outer routes. What each may answer in the clear is a fixed text (`failures`), public keys or evidence."""
+"""The outer routes. Each may answer in the clear only with a fixed text (`failures`), public keys or evidence."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from adytum.inference.gateway.keys import KeyRing
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
 _MEDIA = {media.request: media for media in (ohttp.CHUNKED, ohttp.WHOLE)}
-# Forwarded from EHBP's clear headers: the caller's key. The body's type is fixed.
+# Taken from EHBP's clear headers: the caller's key. The body's type is fixed.
 _EHBP_FIELDS = (b"authorization", b"x-api-key")
 # A key may rotate at any moment, and these documents are small.
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -43,7 +43,7 @@ def create_gateway(
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, _error: HTTPException) -> Response:
         path = request.scope["path"]
-        # RFC 9110, 15.5.6: a 405 names the methods that there are, also those that never come to FastAPI.
+        # RFC 9110, 15.5.6: a 405 names all methods of the path, including those that FastAPI does not handle.
         routes = [route for route in app.routes if isinstance(route, Route) and route.path == path]
         allowed = {method for route in routes for method in route.methods or ()}
         allowed |= {method for method, hot_path in hot if hot_path == path}
@@ -105,7 +105,7 @@ def create_gateway(
                 scope, receive, send, lambda: EhbpOpening("POST", path, fields, enc, keys.ehbp_keys(), padding)
             )
 
-    # Past FastAPI, whose routing and middleware cost more than opening and sealing do (benchmarks/NOTES.md).
+    # These bypass FastAPI, whose routing and middleware cost more than opening and sealing (benchmarks/NOTES.md).
     hot = {("POST", path): ehbp_or_refuse for path in ROUTES}
     hot |= {("POST", path): ohttp_gateway for path in (GATEWAY_PATH, f"{GATEWAY_PATH}/{replica}")}
     hot["GET", "/.well-known/attestation"] = attestation
@@ -117,5 +117,5 @@ def create_gateway(
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    """The first value of a lower-case header name; empty where there is none."""
+    """The first value of a lower-case header name; empty if there is none."""
     return next((value for key, value in scope["headers"] if key == name), b"")
