@@ -1,7 +1,7 @@
 """`adytum serve` from the first check to the end, in the order in which it happens.
 
 1. `serve` checks the process and the machine, and has the parts made (`parts`).
-2. `_run` listens. The gateway answers from here on, so `/readyz` can tell the step, but opens nothing before SERVING.
+2. `_run` listens. The gateway answers from here on, so `/readyz` shows the step, but it opens nothing before SERVING.
 3. `_STEPS` lists the work of each step in the backend's life (`lifecycle.NEXT`). A step that fails ends the backend.
 4. `_BESIDE` lists the tasks that run beside the steps, to the end.
 """
