@@ -10,6 +10,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from adytum.inference.channel import ehbp
 from adytum.inference.channel.bhttp import Fields
@@ -24,7 +25,7 @@ RETRY_AFTER_S = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """An answer in the clear. It says nothing but its `title`."""
+    """An answer in the clear, as an ASGI application. It says nothing but its `title`."""
 
     status: int
     title: str
@@ -43,6 +44,9 @@ class Problem:
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
         return Response(json.dumps(document), self.status, headers, PROBLEM_JSON)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.response()(scope, receive, send)
 
 
 UNKNOWN_KEY = Problem(

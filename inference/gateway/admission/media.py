@@ -38,7 +38,7 @@ _PIXELS_PER_TOKEN = 1024
 
 
 @dataclass(frozen=True)
-class Media:
+class MediaCost:
     """A request's images together. `characters`: their length in the body."""
 
     tokens: int = 0
@@ -56,7 +56,7 @@ class _Slot:
     kind: str | None = None
 
 
-def admit(body: Mapping[str, Any], salt: str) -> Media:
+def admit(body: Mapping[str, Any], salt: str) -> MediaCost:
     """Checks the body's images, and changes them in place (4). Raises `Refused`."""
     for place in _named_parts(body):
         raise Refused(
@@ -94,7 +94,7 @@ def admit(body: Mapping[str, Any], salt: str) -> Media:
         marked = base64.b64encode(data + salt.encode()).decode()
         slot.holder[slot.name] = marked if slot.kind is not None else f"data:image/{image.kind};base64,{marked}"
         characters += len(marked) - len(encoded)
-    return Media(len(slots) * _TOKENS + pixels // _PIXELS_PER_TOKEN, characters)
+    return MediaCost(len(slots) * _TOKENS + pixels // _PIXELS_PER_TOKEN, characters)
 
 
 def _encoded(slot: _Slot) -> tuple[str, str]:

@@ -80,24 +80,24 @@ def create_gateway(
         if lifecycle.evidence_ready:
             await evidence.handle(scope, receive, send)
         else:
-            await failures.NO_EVIDENCE.response()(scope, receive, send)
+            await failures.NO_EVIDENCE(scope, receive, send)
 
     async def ohttp_gateway(scope: Scope, receive: Receive, send: Send) -> None:
         content_type = _header(scope, b"content-type").partition(b";")[0].strip().lower()
         media = _MEDIA.get(content_type.decode("latin-1"))
         if media is None:
-            await failures.WRONG_MEDIA_TYPE.response()(scope, receive, send)
+            await failures.WRONG_MEDIA_TYPE(scope, receive, send)
         elif not lifecycle.serving:
-            await failures.NOT_READY.response()(scope, receive, send)
+            await failures.NOT_READY(scope, receive, send)
         else:
             await sealed.handle(scope, receive, send, lambda: OhttpOpening(media, keys.find, padding))
 
     async def ehbp_or_refuse(scope: Scope, receive: Receive, send: Send) -> None:
         enc = _header(scope, ehbp.REQUEST_HEADER.encode()).decode("latin-1")
         if not enc:
-            await failures.PLAINTEXT_REFUSED.response()(scope, receive, send)
+            await failures.PLAINTEXT_REFUSED(scope, receive, send)
         elif not lifecycle.serving:
-            await failures.NOT_READY.response()(scope, receive, send)
+            await failures.NOT_READY(scope, receive, send)
         else:
             fields = tuple((name, value) for name, value in scope["headers"] if name in _EHBP_FIELDS)
             path = scope["path"]

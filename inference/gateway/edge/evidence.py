@@ -89,7 +89,7 @@ class EvidenceService:
         """Answers `GET /.well-known/attestation?nonce=<64 hex digits>` (plain ASGI)."""
         found = _QUERY.fullmatch(scope["query_string"])
         if found is None:
-            await failures.BAD_NONCE.response()(scope, receive, send)
+            await failures.BAD_NONCE(scope, receive, send)
             return
         if self._answering >= self._clients:
             await self._refuse(scope, receive, send)
@@ -103,14 +103,14 @@ class EvidenceService:
         except EvidenceBusy:
             await self._refuse(scope, receive, send)
         except EvidenceUnavailable:
-            await failures.NO_EVIDENCE.response()(scope, receive, send)
+            await failures.NO_EVIDENCE(scope, receive, send)
         finally:
             self._answering -= 1
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses after a pause: clients that retry at once would take all of the gateway's time."""
         await asyncio.sleep(self._refusal_seconds)
-        await failures.EVIDENCE_BUSY.response()(scope, receive, send)
+        await failures.EVIDENCE_BUSY(scope, receive, send)
 
     async def _rounds(self) -> None:
         loop = asyncio.get_running_loop()

@@ -72,7 +72,7 @@ class SealedService:
     async def handle(self, scope: Scope, receive: Receive, send: Send, make_opening: Callable[[], Opening]) -> None:
         """Answers one request: sealed, or with a problem document if it could not be opened."""
         if self.in_progress >= self._max_requests:
-            await failures.BUSY.response()(scope, receive, send)
+            await failures.BUSY(scope, receive, send)
             return
         self.in_progress += 1
         try:
@@ -93,18 +93,18 @@ class SealedService:
             problem = failures.of_channel(error, is_ehbp=is_ehbp)
             if self._telemetry is not None:
                 self._telemetry.unopened(problem.status)
-            await problem.response()(scope, receive, send)
+            await problem(scope, receive, send)
             return
         except ClientGone:
             return
         except TooMuchArriving:
-            await failures.BUSY.response()(scope, receive, send)
+            await failures.BUSY(scope, receive, send)
             return
         except Exception as error:
             # Not an error of the channel: a fault of ours. The answer is as fixed as the others, and the log gets the
             # type's name only.
             _log.error("opening failed: %(kind)s", {"kind": type(error).__name__})
-            await failures.FAULT.response()(scope, receive, send)
+            await failures.FAULT(scope, receive, send)
             return
         writing = Plain(send) if exchange.cells is None else Paced(send, exchange.cells)
         try:
