@@ -19,7 +19,7 @@ from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.keyconfig import KeyConfiguration
 from adytum.inference.channel.padding import Padding
 from adytum.inference.gateway.callers.callers import Caller, Callers
-from adytum.inference.gateway.exchange.sealed import FIRST
+from adytum.inference.gateway.exchange.reading import FIRST
 from adytum.inference.gateway.failures import Refused
 from adytum.inference.gateway.keys import KeyRing
 

@@ -32,7 +32,7 @@ from adytum.benchmarks.runs import arms, machine, software
 from adytum.benchmarks.runs.arms import ARMS, Arm, Arms, Backend
 from adytum.deploy.demo.processes import CONFIG, POLICY, ROOT, Failed
 from adytum.deploy.demo.processes import backend as demo
-from adytum.inference.backend.parts import socket_path
+from adytum.inference.backend.models import socket_path
 from adytum.inference.core.config import Config, ConfigError, Model
 from adytum.inference.core.config import load as load_config
 

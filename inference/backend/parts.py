@@ -1,139 +1,149 @@
-"""The parts of a backend, made from its configuration. Each raises `StepFailed` where a part cannot be made."""
+"""The parts of a backend, made from its configuration: `Parts.of` makes each once, in the order in which it is needed.
+
+It starts nothing, asks no device for evidence and opens no port. Raises `StepFailed` if a part cannot be made.
+"""
 
 import datetime
-import resource
+import importlib.metadata
 import ssl
-import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from starlette.types import ASGIApp
 
 from adytum.attestation.collect.devices import Devices
+from adytum.attestation.collect.rounds import Collector
 from adytum.attestation.core.errors import CollectionError
-from adytum.inference.core.config import Config, Model
-from adytum.inference.core.lifecycle import StepFailed
-from adytum.inference.engine.placement.placement import PlacementError, memory_of, plan
-from adytum.inference.engine.placement.shapes import ShapeError, read
-from adytum.inference.engine.run import cc_settings
-from adytum.inference.engine.run.process import LAUNCHER, EngineSpec
-from adytum.inference.engine.supervise.canary import CanaryFailed, Golden, check
+from adytum.attestation.document.evidence import Claims, ModelClaim
+from adytum.inference.backend import models
+from adytum.inference.channel import keyconfig
+from adytum.inference.core.config import Config
+from adytum.inference.core.lifecycle import Lifecycle, Step, StepFailed
 from adytum.inference.engine.supervise.fleet import Fleet
-from adytum.inference.engine.supervise.supervisor import Canary, Gate, Supervisor, Timing
-from adytum.inference.engine.weights.hub import HubError, resolve
-from adytum.inference.engine.weights.weights import CANARY, Manifest, WeightsError, lock
+from adytum.inference.engine.supervise.supervisor import NUMBERS, State
+from adytum.inference.engine.weights.weights import Manifest
+from adytum.inference.gateway.accounting.ledger import ledger
+from adytum.inference.gateway.accounting.metering import Records
+from adytum.inference.gateway.accounting.telemetry import Telemetry
+from adytum.inference.gateway.admission.admission import Admission
+from adytum.inference.gateway.admission.load import Load
 from adytum.inference.gateway.callers.callers import Caller, Callers, CallersError, SignedFile
 from adytum.inference.gateway.edge import tls
-
-CANARY_SECONDS = 120.0
-"""For one request of the canary."""
-_OTHER_FILES = 512
-_CPU_SEQUENCES = 64
-"""Enough for the demo and its benchmark."""
-
-
-def socket_path(config: Config, model: Model) -> Path:
-    """Where the model's engine listens."""
-    name = "".join(c if c.isalnum() else "-" for c in model.id)
-    # A directory of its own: an engine does not see the others' sockets.
-    return config.engines.runtime_directory.absolute() / name / "engine.sock"
+from adytum.inference.gateway.edge.app import GATEWAY_PATH, create_gateway
+from adytum.inference.gateway.edge.connections import Guard
+from adytum.inference.gateway.edge.evidence import EvidenceService
+from adytum.inference.gateway.exchange.engines import Engines
+from adytum.inference.gateway.exchange.notary import Notary
+from adytum.inference.gateway.exchange.sealed import SealedService
+from adytum.inference.gateway.keys import KeyRing
 
 
-def folder(config: Config, model: Model) -> Path:
-    """The model's folder, fetched from the hub where it is not here."""
-    try:
-        return resolve(model.source, model.revision, config.engines.python, config.engines.runtime_directory / "models")
-    except HubError as error:
-        raise StepFailed(f"{model.id}: {error}") from error
+@dataclass(frozen=True, repr=False)
+class Parts:
+    """What the start, the server and the tasks beside it work on."""
 
+    config: Config
+    lifecycle: Lifecycle
+    folders: Mapping[str, Path]
+    """By model id, like the manifests."""
+    manifests: Mapping[str, Manifest]
+    pool: Engines
+    keys: KeyRing
+    callers_file: SignedFile | None
+    callers: Callers
+    records: Records | None
+    tls: ssl.SSLContext | None
+    devices: Devices
+    fleet: Fleet
+    evidence: EvidenceService
+    telemetry: Telemetry
+    guard: Guard
+    gateway: ASGIApp
 
-def manifest(model: Model, folder: Path) -> Manifest:
-    """What the folder must hold; without a manifest, what it holds now."""
-    try:
-        return Manifest.load(model.manifest) if model.manifest is not None else lock(folder)
-    except WeightsError as error:
-        raise StepFailed(f"{model.id}: {error}") from error
-
-
-def devices(config: Config) -> Devices:
-    """What signs the evidence."""
-    try:
-        return Devices.of(config.evidence.cpu, config.evidence.gpus)
-    except CollectionError as error:
-        raise StepFailed(f"evidence.cpu or evidence.gpus: {error}") from error
-
-
-def tls_context(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:
-    """The outer connection's context and the SHA-256 of its public key; neither without TLS."""
-    if config.tls.mode == "off":
-        return None, None
-    if config.tls.mode == "generated":
-        return tls.generated(config.tls.names, datetime.datetime.now(datetime.UTC))
-    assert config.tls.certificate is not None
-    assert config.tls.key is not None
-    try:
-        return tls.from_files(config.tls.certificate, config.tls.key)
-    except (OSError, ValueError) as error:
-        raise StepFailed(f"tls.certificate or tls.key cannot be used: {error}") from error
-
-
-def engine_specs(config: Config, folders: dict[str, Path], devices: Devices) -> dict[str, EngineSpec]:
-    """How each model's engine is started."""
-    settings, placement = _settings(config, devices), placements(config, folders)
-    return {
-        model.id: _engine_spec(config, model, folders[model.id], placement[model.id], settings)
-        for model in config.models
-    }
-
-
-def _engine_spec(
-    config: Config, model: Model, folder: Path, placement: tuple[str, ...], settings: cc_settings.Settings
-) -> EngineSpec:
-    engines = config.engines
-    path = socket_path(config, model)
-    return EngineSpec(
-        id=model.id,
-        aliases=model.aliases,
-        model=str(folder),
-        task=model.task,
-        python=engines.python.absolute(),
-        socket=path,
-        log=path.parent.with_suffix(".log"),
-        arguments=(*settings.arguments, *model.arguments),
-        placement=placement,
-        environment=settings.environment,
-        tool_parser=model.tool_parser,
-        device=engines.device,
-        sandbox=engines.sandbox == "full",
-        user=engines.first_user + config.models.index(model),
-        devices=_gpu_devices(engines.gpu_index) if engines.device == "cuda" else (),
-    )
-
-
-def _gpu_devices(index: int) -> tuple[Path, ...]:
-    """What CUDA opens for one GPU; only those that are there."""
-    names = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", f"nvidia{index}"]
-    capabilities = sorted(Path("/dev/nvidia-caps").glob("nvidia-cap*"))
-    return tuple(path for path in (*(Path("/dev", name) for name in names), *capabilities) if path.exists())
-
-
-def runtime_directory(config: Config) -> None:
-    """Makes the folder of sockets and logs, for this user only."""
-    folder = config.engines.runtime_directory
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise StepFailed(f"engines.runtime_directory: {folder}: {error.strerror}") from error
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Raises `StepFailed`."""
+        server = config.server
+        lifecycle = Lifecycle()
+        # The models: their files, the connections to their engines, the engines themselves.
+        folders = {model.id: models.folder(config, model) for model in config.models}
+        manifests = {model.id: models.manifest(model, folders[model.id]) for model in config.models}
+        pool = Engines({model.id: models.socket_path(config, model) for model in config.models})
+        # Secrets and names: the channel's keys, the callers', the receipts' and the outer connection's.
+        keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s)
+        file = callers_file(config)
+        known = callers(config, file)
+        notary = Notary({name: manifest.root for name, manifest in manifests.items()}, time.time)
+        records = _records(config)
+        context, spki = _tls(config)
+        # The hardware, and what it signs.
+        devices = devices_of(config)
+        fleet = models.fleet(config, folders, manifests, devices, pool)
+        evidence = EvidenceService(
+            Collector(devices.cpu, devices.gpus, devices.endorsements),
+            lambda: _claims(config, manifests, keys, notary, spki, devices),
+            interval=config.evidence.interval_s,
+            round_nonces=config.evidence.round_nonces,
+            clients=config.evidence.max_clients,
+        )
+        # The gateway, from the engines outwards.
+        telemetry = Telemetry(config.metering.token_bucket, lambda: _gauges(parts, sealed))
+        admission = Admission(config, known)
+        sealed = SealedService(
+            keys,
+            admission,
+            pool,
+            notary,
+            ledger(records, telemetry),
+            max_requests=server.max_requests,
+            request_seconds=server.request_seconds,
+            max_upload=server.max_upload_mib << 20,
+            load=Load(config.models),
+            telemetry=telemetry,
+        )
+        gateway = create_gateway(
+            replica=server.replica,
+            padding=config.channel.shape,
+            lifecycle=lifecycle,
+            model_states=lambda: fleet.states,
+            keys=keys,
+            evidence=evidence,
+            admission=admission,
+            sealed=sealed,
+        )
+        parts = cls(
+            config=config,
+            lifecycle=lifecycle,
+            folders=folders,
+            manifests=manifests,
+            pool=pool,
+            keys=keys,
+            callers_file=file,
+            callers=known,
+            records=records,
+            tls=context,
+            devices=devices,
+            fleet=fleet,
+            evidence=evidence,
+            telemetry=telemetry,
+            guard=Guard(server.max_connections, server.request_seconds),
+            gateway=gateway,
+        )
+        return parts
 
 
 def callers_file(config: Config) -> SignedFile | None:
-    """The signed list of callers, where there is one."""
+    """The signed list of callers, if the configuration names one."""
     if config.callers.file is None or config.callers.signed_by is None:
         return None
     return SignedFile(config.callers.file, bytes.fromhex(config.callers.signed_by))
 
 
 def callers(config: Config, file: SignedFile | None) -> Callers:
-    """Who may ask."""
+    """The callers that may ask."""
     found: tuple[Caller, ...] | None = None
     serial = 0
     if config.callers.authentication == "keys":
@@ -147,113 +157,84 @@ def callers(config: Config, file: SignedFile | None) -> Callers:
     return Callers(found, clock=time.time, monotonic=time.monotonic, serial=serial)
 
 
-def open_files(config: Config) -> None:
-    """Raises the limit of open files to what the configured connections need. Raises `StepFailed`."""
-    needed = config.server.max_connections + sum(model.max_requests for model in config.models) + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StepFailed(
-            f"server.max_connections = {config.server.max_connections} needs {needed} open files, and the limit is "
-            f"{hard}: raise it (LimitNOFILE= in the unit, ulimit -n in a shell), or lower max_connections"
-        )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def probe_sandbox(config: Config) -> None:
-    """Tries the sandbox, so that a kernel that refuses it is known before anything else. Raises `StepFailed`."""
-    if config.engines.sandbox == "none":
-        return
-    command = [str(config.engines.python), "-P", str(LAUNCHER), "--probe"]
+def devices_of(config: Config) -> Devices:
+    """The devices that sign the evidence."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env={}, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StepFailed(f"{config.engines.python} cannot be run: {error}") from error
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["no reason given"]
-        raise StepFailed(f'{said[-1]} Or set engines.sandbox = "none", which the evidence shows')
-
-
-def placements(config: Config, folders: dict[str, Path]) -> dict[str, tuple[str, ...]]:
-    """By model, the arguments that divide the memory: on a GPU the plan's, on a CPU the configuration's."""
-    if config.engines.device == "cpu":
-        return {model.id: _on_cpu(model) for model in config.models}
-    if config.engines.gpu_memory is None:
-        raise StepFailed('engines.gpu_memory is missing: write the GPU\'s size, like "80GB"')
-    try:
-        shapes = {model.id: read(folders[model.id]) for model in config.models}
-        planned = plan(config, shapes, memory_of(config.engines.gpu_memory), config.engines.plan_length)
-    except (PlacementError, ShapeError) as error:
-        raise StepFailed(f"the models cannot be placed: {error}") from error
-    return {engine.id: engine.flags for engine in planned.engines}
-
-
-def _on_cpu(model: Model) -> tuple[str, ...]:
-    flags: list[str] = []
-    if model.kv_cache_bytes is not None:
-        flags += ["--kv-cache-memory-bytes", str(model.kv_cache_bytes)]
-    if model.kv_cache_dtype != "auto":
-        flags += ["--kv-cache-dtype", model.kv_cache_dtype]
-    if model.max_model_len is not None:
-        flags += ["--max-model-len", str(model.max_model_len)]
-    return (*flags, "--max-num-seqs", str(model.max_num_seqs or _CPU_SEQUENCES))
-
-
-def _settings(config: Config, devices: Devices) -> cc_settings.Settings:
-    try:
-        confidential = cc_settings.confidential(config.evidence.cpu, devices.cc_mode())
+        return Devices.of(config.evidence.cpu, config.evidence.gpus)
     except CollectionError as error:
-        raise StepFailed(str(error)) from error
-    if confidential:
-        for model in config.models:
-            try:
-                cc_settings.refuse(model.arguments, {})
-            except cc_settings.ForbiddenFlag as error:
-                raise StepFailed(f"{model.id}: {error}") from error
-    return cc_settings.settings(confidential)
+        raise StepFailed(f"evidence.cpu or evidence.gpus: {error}") from error
 
 
-def fleet(
-    config: Config, folders: dict[str, Path], manifests: dict[str, Manifest], devices: Devices, gate: Gate
-) -> Fleet:
-    """The engines, not started."""
-    engines = config.engines
-    specs = engine_specs(config, folders, devices)
-    timing = Timing(engines.ready_seconds, engines.hung_seconds, engines.canary_seconds)
-    return Fleet(
-        [
-            Supervisor(
-                specs[model.id],
-                _canary(config, model, manifests[model.id]),
-                gate,
-                timing,
-            )
+def _records(config: Config) -> Records | None:
+    path = config.metering.records
+    return Records(path, config.metering.token_bucket) if path is not None else None
+
+
+def _tls(config: Config) -> tuple[ssl.SSLContext | None, bytes | None]:
+    """The outer connection's context and the SHA-256 of its public key; `None` twice without TLS."""
+    if config.tls.mode == "off":
+        return None, None
+    if config.tls.mode == "generated":
+        return tls.generated(config.tls.names, datetime.datetime.now(datetime.UTC))
+    assert config.tls.certificate is not None
+    assert config.tls.key is not None
+    try:
+        return tls.from_files(config.tls.certificate, config.tls.key)
+    except (OSError, ValueError) as error:
+        raise StepFailed(f"tls.certificate or tls.key cannot be used: {error}") from error
+
+
+def _claims(
+    config: Config,
+    manifests: Mapping[str, Manifest],
+    keys: KeyRing,
+    notary: Notary,
+    spki: bytes | None,
+    devices: Devices,
+) -> Claims:
+    """What the backend claims at this moment."""
+    return Claims(
+        key_configurations=keyconfig.encode_list(keys.configurations),
+        ehbp_key_configuration=keys.ehbp_configuration.encode(),
+        receipt_key=notary.public_key,
+        gateway_path=f"{GATEWAY_PATH}/{config.server.replica}",
+        replica=config.server.replica,
+        tls_spki_sha256=spki,
+        models=tuple(
+            ModelClaim(id=model.id, task=model.task, aliases=model.aliases, weights_root=manifests[model.id].root)
             for model in config.models
-        ],
-        one_by_one=engines.device == "cuda",
+        ),
+        configuration_sha256=config.sha256,
+        padding=config.channel.padding.value,
+        sandbox=config.engines.sandbox,
+        software_version=importlib.metadata.version("adytum"),
+        cc_mode=devices.cc_mode(),
+        issued_at=int(time.time()),
+        keys_expire_at=int(keys.expires_at),
     )
 
 
-def canary_path(model: Model) -> Path:
-    """Where a model's golden answers are: beside its manifest, or in its folder."""
-    return (model.manifest.parent if model.manifest is not None else Path(model.source)) / CANARY
-
-
-def _canary(config: Config, model: Model, manifest: Manifest) -> Canary | None:
-    if config.engines.canary == "off":
-        return None
-    path = canary_path(model)
-    try:
-        golden = Golden.load(path, manifest.root)
-    except CanaryFailed as error:
-        raise StepFailed(
-            f"{model.id}: {error}. `adytum models canary` makes the golden answers; make them where you trust the "
-            'weights and the machine, or set engines.canary = "off"'
-        ) from error
-    if golden.device != config.engines.device:
-        raise StepFailed(
-            f"{model.id}: {path} was made on {golden.device}, and the engines run on {config.engines.device}: make the "
-            "golden answers there"
-        )
-    socket = socket_path(config, model)
-    return lambda: check(socket, model.id, golden, CANARY_SECONDS)
+def _gauges(parts: Parts, sealed: SealedService) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """The numbers that telemetry looks up (`telemetry.GAUGES`)."""
+    fleet, pool, keys, evidence, guard = parts.fleet, parts.pool, parts.keys, parts.evidence, parts.guard
+    return {
+        "adytum_requests_in_progress": [({}, sealed.in_progress)],
+        "adytum_engine_requests": [({"model": name}, pool.in_progress(name)) for name in fleet.states],
+        "adytum_model_state": [
+            ({"model": name, "state": state}, float(state == found))
+            for name, found in fleet.states.items()
+            for state in State
+        ],
+        "adytum_engine_restarts": [({"model": name}, float(n)) for name, n in fleet.restarts.items()],
+        **{
+            metric: [({"model": name}, said[metric]) for name, said in fleet.numbers.items() if metric in said]
+            for metric in NUMBERS.values()
+        },
+        "adytum_step": [({"step": step}, float(step is parts.lifecycle.step)) for step in Step],
+        "adytum_connections": [({}, len(guard.open))],
+        "adytum_connections_cut": [({}, guard.cut)],
+        "adytum_key_age_seconds": [({}, keys.age)],
+        "adytum_key_expires_seconds": [({}, keys.expires_at - time.time())],
+        "adytum_evidence_rounds": [({}, evidence.rounds)],
+        "adytum_evidence_failures": [({}, evidence.failures)],
+    }

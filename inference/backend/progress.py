@@ -1,4 +1,4 @@
-"""How far a long step of the start is: in `/readyz`, and on the terminal or in the log."""
+"""Shows how far a long step of the start is: in `/readyz`, and on the terminal or in the log."""
 
 import logging
 
@@ -13,7 +13,7 @@ def _logged(line: str) -> None:
 
 
 class Shown:
-    """Shows one model's progress. A `weights.Progress`; may be called from another thread."""
+    """Shows one model's progress. It is a `weights.Progress`, and may be called from another thread."""
 
     def __init__(self, model_id: str, lifecycle: Lifecycle) -> None:
         self._model_id = model_id

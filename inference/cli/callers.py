@@ -1,6 +1,6 @@
-"""`adytum callers`: keys for callers, and lists of callers that a backend takes.
+"""`adytum callers`: keys for callers, and the lists of callers that a backend accepts.
 
-The lists' module is imported by the commands that need it: it belongs to the server.
+Only the commands that need the lists' module import it: it belongs to the server.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group()
 def callers() -> None:
-    """API keys, and signed lists of who may ask."""
+    """API keys, and signed lists of callers."""
 
 
 @callers.command()
 def key() -> None:
-    """Make an API key. It is shown once; the list holds its hash."""
+    """Make an API key. It is shown once; the list has its hash."""
     made = "ck-" + secrets.token_urlsafe(32)
     click.echo(f"give to the caller   {made}")
     click.echo(f'put into the list    key_sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"')
@@ -42,7 +42,7 @@ def signing_key(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise click.ClickException(f"{path} is there already, and is not overwritten") from None
+        raise click.ClickException(f"{path} exists, and is not overwritten") from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
     public = made.public_key().public_bytes_raw().hex()
@@ -67,7 +67,7 @@ def sign(path: Path, key_path: Path) -> None:
     if not isinstance(held, Ed25519PrivateKey):
         raise click.ClickException(f"{key_path} is not an Ed25519 key; `adytum callers signing-key` makes one")
     signature = path.with_name(path.name + ".sig")
-    # Never half of one: a backend may look at any moment.
+    # Replaced whole: a backend may read it at any moment.
     made = signature.with_name(signature.name + ".new")
     made.write_text(held.sign(SIGNED + data).hex() + "\n")
     made.replace(signature)
@@ -80,7 +80,7 @@ def sign(path: Path, key_path: Path) -> None:
 def disk(path: Path, out: Path) -> None:
     """Put the signed list PATH on a raw disk, for the virtual machine's image.
 
-    An image that is there is written in place, so that a running machine sees it.
+    An existing image is written in place, so that a running machine sees the change.
     """
     from adytum.inference.gateway.callers.disk import pack
 
@@ -100,7 +100,7 @@ def disk(path: Path, out: Path) -> None:
 @click.argument("path", type=_FILE)
 @click.option("--signed-by", required=True, metavar="HEX", help="callers.signed_by of the configuration.")
 def check(path: Path, signed_by: str) -> None:
-    """Say what a backend would make of the list PATH."""
+    """Show how a backend would read the list PATH."""
     from adytum.inference.gateway.callers.callers import CallerList, CallersError, expires_text
 
     try:

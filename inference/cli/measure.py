@@ -1,4 +1,4 @@
-"""`adytum measure`: what a confidential VM has to measure, from the files that it is started with."""
+"""`adytum measure`: the launch measurements of a confidential VM, computed from the files that it is started with."""
 
 from pathlib import Path
 
@@ -7,18 +7,12 @@ import click
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class _Number(click.ParamType):
+def number(text: str) -> int:
     """An integer, decimal or with 0x."""
-
-    name = "number"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return int(str(value), 0)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
+    try:
+        return int(str(text), 0)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number") from None
 
 
 @click.command()
@@ -26,12 +20,14 @@ class _Number(click.ParamType):
 @click.option("--kernel", type=FILE, required=True, help="What QEMU's -kernel gets.")
 @click.option("--initrd", type=FILE, help="What QEMU's -initrd gets.")
 @click.option("--append", "cmdline", help="The exact text after QEMU's -append.")
-@click.option("--cmdline-file", type=FILE, help="A file with that text; a line feed at its end is left out.")
+@click.option("--cmdline-file", type=FILE, help="A file with that text; a line feed at its end is dropped.")
 @click.option("--vcpus", type=int, multiple=True, required=True, help="May be given several times.")
 @click.option("--vcpu-type", default="EPYC-v4", show_default=True, help="What QEMU's -cpu gets.")
-@click.option("--guest-features", type=_Number(), default=0x1, help="SEV_FEATURES; default 0x1.")
-@click.option("--guest-policy", type=_Number(), default=0x30000, help="The SNP policy of the launch; default 0x30000.")
-@click.option("--firmware-digest", metavar="HEX", help="Launch digest of all the firmware, where only its end is here.")
+@click.option("--guest-features", type=number, default=0x1, help="SEV_FEATURES; default 0x1.")
+@click.option("--guest-policy", type=number, default=0x30000, help="The SNP policy of the launch; default 0x30000.")
+@click.option(
+    "--firmware-digest", metavar="HEX", help="Launch digest of the whole firmware, if FIRMWARE is only its end."
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
 def measure(
     firmware: Path,
@@ -52,7 +48,9 @@ def measure(
     from adytum.attestation.reference.launch import measure as compute
 
     if (cmdline is None) == (cmdline_file is None):
-        raise click.UsageError('give the command line, either as --append or as --cmdline-file; --append "" is none')
+        raise click.UsageError(
+            'give the command line, either as --append or as --cmdline-file; --append "" is an empty one'
+        )
     if cmdline_file is not None:
         try:
             cmdline = cmdline_file.read_text("ascii").removesuffix("\n")

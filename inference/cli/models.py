@@ -11,7 +11,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.group()
 def models() -> None:
-    """The models' files, their places on a GPU, their golden answers."""
+    """The models' files, their memory on a GPU, their golden answers."""
 
 
 @models.command()
@@ -41,7 +41,7 @@ def lock(folder: Path, out: Path | None, repository: str | None, revision: str |
 @click.option("--gpu-memory", help='Default: engines.gpu_memory. A card\'s size ("80GB") or exact ("81559MiB").')
 @click.option("--length", type=click.IntRange(min=1), help="Tokens per sequence to count with.")
 def plan(path: Path, gpu_memory: str | None, length: int | None) -> None:
-    """Say how the models share one GPU's memory, without loading a weight."""
+    """Show how the models share one GPU's memory, without loading any weights."""
     from adytum.inference.core import config as configuration
     from adytum.inference.engine.placement.placement import PlacementError, plan_command
 
@@ -49,7 +49,7 @@ def plan(path: Path, gpu_memory: str | None, length: int | None) -> None:
         config = configuration.load(path)
         memory = gpu_memory or config.engines.gpu_memory
         if memory is None:
-            raise click.UsageError('how much memory? Give --gpu-memory "80GB", or set engines.gpu_memory')
+            raise click.UsageError('the GPU\'s memory is missing: give --gpu-memory "80GB", or set engines.gpu_memory')
         click.echo(plan_command(config, memory, length or config.engines.plan_length))
     except (configuration.ConfigError, PlacementError) as error:
         raise click.ClickException(str(error)) from error
@@ -62,7 +62,7 @@ def plan(path: Path, gpu_memory: str | None, length: int | None) -> None:
 def canary(path: Path, chosen: tuple[str, ...], missing: bool) -> None:
     """Start the engines, ask them the fixed questions, and keep their answers as the golden ones.
 
-    Do it where the weights and the machine can be trusted: what an engine answers now is what it has to answer later.
+    Do it where you trust the weights and the machine: later answers must equal these.
     """
     from adytum.inference.backend.golden import make_golden
     from adytum.inference.core import config as configuration

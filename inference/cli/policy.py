@@ -1,4 +1,4 @@
-"""`adytum policy`: a client's appraisal policy, from what a publisher says and from what a backend shows."""
+"""`adytum policy`: a client's appraisal policy, from a publisher's statements and a backend's evidence."""
 
 import datetime
 import os
@@ -40,9 +40,9 @@ def init(
     out: Path | None,
 ) -> None:
     """Write a commented policy: what a publisher states (--measurements, --release), what a backend shows today
-    (--upstream), or both, where the two have to agree. Compare it before you trust it."""
+    (--upstream), or both, which must then agree. Compare it before you trust it."""
     if upstream is None and not measurements and release_path is None:
-        raise click.UsageError("give --upstream, --measurements or --release: a policy has to say whom it accepts")
+        raise click.UsageError("give --upstream, --measurements or --release: a policy must name what it accepts")
     if (release_path is None) != (not keys):
         raise click.UsageError("--release and --release-key go together")
     try:

@@ -9,7 +9,7 @@ import click
 @click.option("--require", type=click.Choice(["cc-on"]), help="Exit with 1 unless the machine can serve in this mode.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def preflight(require: str | None, as_json: bool) -> None:
-    """Say what of this machine is as confidential inference needs it, and what to do about the rest."""
+    """Show what of this machine is ready for confidential inference, and what to do about the rest."""
     from adytum.inference.preflight import Probe, as_text, meets, rows
     from adytum.inference.preflight import as_json as to_json
 

@@ -17,12 +17,14 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     metavar="URL",
     help="The backend, for example https://llm.example.org. Several: repeat it; each is verified before it is used.",
 )
-@click.option("--policy", type=FILE, required=True, help="The appraisal policy that its evidence has to meet.")
+@click.option("--policy", type=FILE, required=True, help="The appraisal policy that its evidence must meet.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=9876, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
-@click.option("--api-key", envvar="ADYTUM_API_KEY", help="Sent inside the channel; else the caller's own key is.")
+@click.option("--api-key", envvar="ADYTUM_API_KEY", help="Sent inside the channel. Default: the caller's own key.")
 @click.option("--workspace", type=FOLDER, help="Keeps each accepted evidence document, and a log of them, here.")
-@click.option("--kem", type=click.Choice(["mlkem768-x25519", "x25519"]), help="Only this KEM; else the best offered.")
+@click.option(
+    "--kem", type=click.Choice(["mlkem768-x25519", "x25519"]), help="Only this KEM. Default: the best offered."
+)
 def proxy(
     upstreams: tuple[str, ...],
     policy: Path,

@@ -1,4 +1,4 @@
-"""`adytum release`: signed statements of which launches and configurations count (docs/updates.md)."""
+"""`adytum release`: signed statements of the launches and configurations that are valid (docs/updates.md)."""
 
 import datetime
 import hashlib
@@ -36,7 +36,7 @@ def key(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise click.UsageError(f"{path} is there already, and is not overwritten") from None
+        raise click.UsageError(f"{path} exists, and is not overwritten") from None
     except OSError as error:
         raise click.UsageError(f"{path} cannot be written: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as file:
@@ -46,12 +46,14 @@ def key(path: Path) -> None:
 
 @release.command()
 @click.option("--name", required=True, help="The version, like 0.2.0.")
-@click.option("--sequence", type=click.IntRange(min=1), required=True, help="Higher than that of every release before.")
+@click.option(
+    "--sequence", type=click.IntRange(min=1), required=True, help="Higher than that of every earlier release."
+)
 @click.option("--date", "day", help="Like 2026-11-23; default: today (UTC).")
 @click.option("--measurements", type=FILE, multiple=True, required=True, help="From `adytum measure`.")
 @click.option("--config", "configs", type=FILE, multiple=True, required=True, help="The backend's configuration.")
-@click.option("--image", "images", type=FILE, multiple=True, help="Published along: its SHA-256 is stated.")
-@click.option("--draining", type=FILE, multiple=True, help="A release whose current version still counts meanwhile.")
+@click.option("--image", "images", type=FILE, multiple=True, help="A published image; the release states its SHA-256.")
+@click.option("--draining", type=FILE, multiple=True, help="A release whose current version stays valid for now.")
 @click.option("--key", "keys", type=FILE, multiple=True, required=True, help="From `adytum release key`.")
 @click.option("--out", type=NEW, required=True, help="The release; its signature goes into OUT.sig.")
 def make(
@@ -65,7 +67,7 @@ def make(
     keys: tuple[Path, ...],
     out: Path,
 ) -> None:
-    """State and sign which launches and configurations count from now on."""
+    """State and sign the launches and configurations that are valid from now on."""
     held = [_private(path) for path in keys]
     try:
         stated = [Measurements.load(path) for path in measurements]
@@ -84,7 +86,7 @@ def make(
         ]
         for path, one in zip(draining, before, strict=True):
             if one.sequence >= sequence:
-                raise click.UsageError(f"{path} has the sequence {one.sequence}: the new one has to be higher")
+                raise click.UsageError(f"{path} has the sequence {one.sequence}: the new one must be higher")
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         data = releases.encode(sequence, day or today, (version, *(one.versions[0] for one in before)))
         signatures = releases.sign(data, held)
@@ -101,12 +103,12 @@ def make(
 @click.argument("path", type=FILE)
 @click.option("--key", "keys", metavar="HEX", multiple=True, required=True, help="The publisher's; may be given again.")
 @click.option("--minimum", type=click.IntRange(min=0), default=0, help="Refuse a lower sequence.")
-@click.option("--measurements", type=FILE, multiple=True, help="That each of these is in it.")
-@click.option("--image", "images", type=FILE, multiple=True, help="That this file is one of its images.")
+@click.option("--measurements", type=FILE, multiple=True, help="Check that each of these is in it.")
+@click.option("--image", "images", type=FILE, multiple=True, help="Check that this file is one of its images.")
 def verify(
     path: Path, keys: tuple[str, ...], minimum: int, measurements: tuple[Path, ...], images: tuple[Path, ...]
 ) -> None:
-    """Check the release PATH with PATH.sig, and say what counts."""
+    """Check the release PATH with PATH.sig, and show what is valid."""
     try:
         known = frozenset(bytes.fromhex(key) for key in keys)
     except ValueError:
@@ -119,11 +121,11 @@ def verify(
     in_it = {machine.measurement for version in found.versions for machine in version.machines}
     for file, one in stated:
         if missing := [vcpus for vcpus, value in one.by_vcpus.items() if value not in in_it]:
-            raise click.ClickException(f"{file}: what {missing[0]} virtual CPUs measure is not in the release")
+            raise click.ClickException(f"{file}: the measurement for {missing[0]} virtual CPUs is not in the release")
     published = {sha256 for version in found.versions for _, sha256 in version.images}
     for file in images:
         if _sha256(file) not in published:
-            raise click.ClickException(f"{file} is none of the release's images")
+            raise click.ClickException(f"{file} is not one of the release's images")
     _tell(found)
 
 

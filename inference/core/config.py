@@ -1,7 +1,6 @@
 """The configuration: one TOML file, parsed once into frozen types. Its SHA-256 is in the evidence.
 
-Every field that decides about secrecy has to be written out; there is no default that an operator could get by
-leaving a line away.
+Every field that decides about secrecy must be written out: no operator can get a default by omitting a line.
 """
 
 import difflib
@@ -22,24 +21,24 @@ ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:+
 
 
 _OVERLAPS = 100
-"""Of a key's life: `keys.GENERATIONS` less the newest and some room."""
+"""The longest overlap, in lifetimes of a key: `keys.GENERATIONS` less the newest and some room."""
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. The message says which line to change, and how."""
+    """The configuration cannot be used. The message names the line to change, and how to change it."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
-class Server(_Section):
+class ServerSection(_Section):
     """Where the backend listens."""
 
     host: str
     port: int = Field(ge=0, le=65535)
     replica: Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
-    """Name of this backend among others behind one balancer; part of its gateway path."""
+    """Name of this backend among others behind one balancer. It is part of the gateway path."""
     max_requests: int = Field(default=1024, ge=1)
     """Requests in progress; one more is answered 503."""
     max_connections: int = Field(default=8192, ge=1)
@@ -49,14 +48,14 @@ class Server(_Section):
     request_seconds: float = Field(default=120, gt=0)
     """Time for a request's body to arrive."""
     swap: Literal["refused", "allowed"] = "refused"
-    """Whether it starts on a machine that can write memory to a disk."""
+    """Whether the backend starts on a machine that can write memory to a disk."""
     log: Literal["text", "json"] = "text"
     """Lines for people, or JSON lines (docs/telemetry.md), on stderr."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, the time for answers in progress to end."""
 
 
-class Tls(_Section):
+class TlsSection(_Section):
     """TLS of the outer connection. The sealed channel does not rely on it."""
 
     mode: Literal["off", "files", "generated"]
@@ -74,8 +73,8 @@ class Tls(_Section):
         return self
 
 
-class Callers(_Section):
-    """Who may ask."""
+class CallersSection(_Section):
+    """The callers."""
 
     authentication: Literal["none", "keys", "file"]
     key_sha256: frozenset[Digest] = frozenset()
@@ -83,7 +82,7 @@ class Callers(_Section):
     file: Path | None = None
     """A signed list of callers with their limits (docs/callers.md), read again when it changes, and on SIGHUP."""
     signed_by: Digest | None = None
-    """Ed25519 public key, in hexadecimal, that has to have signed it (`adytum callers signing-key`)."""
+    """The Ed25519 public key, in hexadecimal, of the list's signer (`adytum callers signing-key`)."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -92,21 +91,23 @@ class Callers(_Section):
         if (self.authentication == "file") != (self.file is not None and self.signed_by is not None):
             raise ValueError('authentication = "file" needs file and signed_by, and only it has them')
         if self.signed_by is not None and small_order(bytes.fromhex(self.signed_by)):
-            raise ValueError("signed_by is no key: anybody could sign for it. `adytum callers signing-key` makes one")
+            raise ValueError(
+                "signed_by is an invalid key, for which anyone can sign. `adytum callers signing-key` makes a valid one"
+            )
         return self
 
 
-class Channel(_Section):
+class ChannelSection(_Section):
     """The sealed channel."""
 
     padding: Padding
-    """What lengths and times tell (docs/shaping.md). "constant" needs the three numbers that follow."""
+    """What lengths and times reveal (docs/shaping.md). "constant" needs the three numbers that follow."""
     cadence_ms: float | None = Field(default=None, gt=0, le=10_000)
     """Between two chunks of an answer."""
     chunk_bytes: int | None = Field(default=None, ge=SMALLEST, le=LARGEST)
     """On the wire, framing included."""
     least_chunks: int | None = Field(default=None, ge=1, le=65_536)
-    """Of the shortest answer; longer ones have twice as many, and so on."""
+    """Of the shortest answer. Longer answers have twice as many, four times as many, and so on."""
     key_lifetime_s: float = Field(gt=0)
     key_overlap_s: float = Field(ge=0)
 
@@ -129,46 +130,46 @@ class Channel(_Section):
 
     @property
     def shape(self) -> Shape:
-        """What the gateway does about an answer's lengths and times."""
+        """How the gateway shapes an answer's lengths and times."""
         if self.cadence_ms is None or self.chunk_bytes is None or self.least_chunks is None:
             return self.padding
         return Cells(self.chunk_bytes, self.least_chunks, self.cadence_ms / 1000)
 
 
-class Evidence(_Section):
-    """Which hardware signs the evidence."""
+class EvidenceSection(_Section):
+    """The hardware that signs the evidence."""
 
     cpu: Literal["simulated", "sev-snp", "sev-snp-vtpm", "tdx"]
     """"simulated" proves nothing and clients refuse it unless told. "sev-snp-vtpm": behind Azure's paravisor."""
     gpus: Literal["none", "nvidia"]
     """"nvidia": every GPU of the machine is attested, and set ready only after this backend verified its evidence."""
     interval_s: float = Field(default=1.0, ge=0)
-    """Between the starts of two hardware reports; clients that ask meanwhile share the next."""
+    """Between the starts of two hardware reports. Clients that ask in between share the next one."""
     round_nonces: int = Field(default=8192, ge=1, le=65_536)
-    """Clients' nonces that one report serves; one more is answered 503."""
+    """Nonces that one report serves; one more is answered 503."""
     max_clients: int = Field(default=16_384, ge=1)
-    """Clients that wait for evidence or read it."""
+    """Clients that wait for evidence or read it; one more is answered 503."""
 
 
-class Engines(_Section):
-    """What all engines share."""
+class EnginesSection(_Section):
+    """Settings for all engines."""
 
     python: Path
     """The interpreter of the engines' own environment."""
     runtime_directory: Path
     """Sockets and logs; made with mode 0700."""
     sandbox: Literal["full", "none"]
-    """"full": each engine sees its model, its socket and loopback only, or the backend does not start. "none" shows in
-    the evidence."""
+    """"full": each engine sees only its model, its socket and loopback, or the backend does not start. The evidence
+    shows "none"."""
     device: Literal["cpu", "cuda"]
     gpu_memory: str | None = None
-    """Memory of the GPU for the plan, where none can be asked: "80GB" is a card's size, "81559MiB" exact."""
+    """Memory of the GPU, for the plan: "80GB" is a card's nominal size, "81559MiB" is exact."""
     plan_length: int = Field(default=4096, ge=1)
-    """Tokens per sequence that the plan counts with."""
+    """Tokens per sequence that the plan assumes."""
     gpu_index: int = Field(default=0, ge=0)
     """Which of the machine's GPUs the engines get."""
     first_user: int = Field(default=64_000, ge=1000, le=65_000)
-    """Where the backend is root, the number of the first model's user and group; the next model has the next."""
+    """If the backend is root: the number of the first model's user and group. The next model has the next number."""
     canary: Literal["required", "off"]
     """"required": before an engine takes traffic, and every `canary_seconds` when it is idle, its answers are compared
     with golden ones (`adytum models canary`)."""
@@ -180,16 +181,16 @@ class Engines(_Section):
     """Between two canary runs of an engine, the later ones only while it is idle."""
 
 
-class Metering(_Section):
-    """What is kept of each request, for bills."""
+class MeteringSection(_Section):
+    """What is kept of each request, for billing."""
 
     records: Path | None = None
-    """Appended to: a JSON line for each request that an engine was asked. Without it nothing is kept."""
+    """The file to which a JSON line is appended for each request to an engine. Without it nothing is kept."""
     token_bucket: int = Field(default=16, ge=1)
-    """Tokens are rounded up to a multiple of this: an exact length tells about what was said."""
+    """Tokens are rounded up to a multiple of this: an exact length reveals something about the content."""
 
 
-class Telemetry(_Section):
+class TelemetrySection(_Section):
     """What operators see."""
 
     port: int | None = Field(default=None, ge=1, le=65535)
@@ -207,36 +208,36 @@ class Model(_Section):
     """The commit of a hub id."""
     aliases: tuple[ModelId, ...] = ()
     manifest: Path | None = None
-    """What the files must be (`adytum models lock`). Without it they are hashed at start, and evidence shows the root
-    of what was found."""
+    """The expected files (`adytum models lock`). Without it the files are hashed at start, and the evidence shows the
+    root hash of what was found."""
     tool_parser: str | None = None
-    """vLLM's parser of the model's tool calls: llama3_json, pythonic, ..."""
+    """vLLM's parser for the model's tool calls: llama3_json, pythonic, ..."""
     arguments: tuple[str, ...] = ()
     """Further arguments for vLLM."""
     kv_cache_bytes: int | None = Field(default=None, gt=0)
-    """Memory of the KV cache; without it `adytum models plan` decides, on a GPU only."""
+    """Bytes of the KV cache. Without it, on a GPU, the plan decides (`adytum models plan`)."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: int | None = Field(default=None, gt=0)
     """Tokens of prompt and answer together."""
     max_num_seqs: int | None = Field(default=None, gt=0)
-    """Sequences that are computed at a time; more wait in the engine."""
+    """Sequences that are computed at a time; others wait in the engine."""
     max_requests: int = Field(default=256, ge=1)
-    """Requests that its engine has, those that wait in it included; one more is answered 503."""
+    """Requests that its engine has, including those that wait in it; one more is answered 503."""
     max_tokens: int = Field(default=2_000_000, ge=1)
-    """Tokens of all these requests, prompts and longest answers, at most; one more request is answered 503."""
+    """Tokens of all these requests, prompts and longest possible answers. A request beyond it is answered 503."""
 
 
 class Config(_Section):
     """The whole configuration. `sha256` is the digest of the file's bytes."""
 
-    server: Server
-    tls: Tls
-    callers: Callers
-    channel: Channel
-    evidence: Evidence
-    engines: Engines
-    metering: Metering = Metering()
-    telemetry: Telemetry = Telemetry()
+    server: ServerSection
+    tls: TlsSection
+    callers: CallersSection
+    channel: ChannelSection
+    evidence: EvidenceSection
+    engines: EnginesSection
+    metering: MeteringSection = MeteringSection()
+    telemetry: TelemetrySection = TelemetrySection()
     models: tuple[Model, ...] = Field(min_length=1)
     sha256: bytes = Field(exclude=True)
 
@@ -275,13 +276,13 @@ def parse(data: bytes, name: str = "the configuration") -> Config:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "file"
+    line = ".".join(str(part) for part in error["loc"]) or "file"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _names(error["loc"][:-1]), n=1, cutoff=0)
-        return f"{where}: unknown name" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{line}: unknown name" + (f"; did you mean {near[0]}?" if near else "")
     if error["type"] == "missing":
-        return f"{where}: missing; it has no default and must be set"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+        return f"{line}: missing; it has no default and must be set"
+    return f"{line}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _names(path: tuple[int | str, ...]) -> list[str]:

@@ -1,11 +1,11 @@
-"""The life of the backend as one literal table. `/readyz` shows the step; a failure names it and says what to do."""
+"""The life of the backend as one literal table. `/readyz` shows the step; a failure names it and what to do."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Step(StrEnum):
-    """Where the backend is."""
+    """The steps of a backend's life."""
 
     PREFLIGHT = "PREFLIGHT"
     KEYS = "KEYS"
@@ -39,7 +39,7 @@ WAITS_FOR: dict[Step, str] = {
     Step.KEYS: "making the channel's keys",
     Step.EVIDENCE: "collecting evidence for the keys",
     Step.SELF_VERIFIED: "the clients' verifier accepted this backend's own evidence",
-    Step.GPU_READY: "setting the GPUs ready, which they refuse to compute before",
+    Step.GPU_READY: "setting the GPUs ready, without which they refuse to compute",
     Step.WEIGHTS: "checking the models' files against their manifests",
     Step.ENGINES: "starting the engines",
     Step.CANARY: "comparing each engine's answers with the golden ones",
@@ -54,7 +54,8 @@ _VERIFIED = frozenset(Step) - _UNVERIFIED
 
 
 class StepFailed(Exception):
-    """A step failed. The message says why and what an operator should do; it never holds content or keys."""
+    """A step failed. The message states the reason and what the operator should do, and never contains content or
+    keys."""
 
 
 @dataclass
@@ -62,21 +63,19 @@ class Lifecycle:
     """The current step. Only the moves of `NEXT` are possible."""
 
     step: Step = Step.PREFLIGHT
-    reason: str = ""
     progress: str = ""
-    """How far the step is, for `/readyz`; names models and shares, nothing else."""
+    """How far the step is, for `/readyz`: a model's name and a percentage, nothing else."""
 
-    def advance(self, step: Step, reason: str = "") -> None:
+    def advance(self, step: Step) -> None:
         """Moves on. Raises `ValueError` for a move that is not in the table."""
         if step not in NEXT[self.step]:
             raise ValueError(f"{self.step} is not followed by {step}")
         self.step = step
-        self.reason = reason
         self.progress = ""
 
     @property
     def waits_for(self) -> str:
-        """What the step waits for, and how far that is."""
+        """What the step waits for, and how far it is."""
         return WAITS_FOR[self.step] + (f" ({self.progress})" if self.progress else "")
 
     @property
@@ -86,5 +85,5 @@ class Lifecycle:
 
     @property
     def serving(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self.step is Step.SERVING

@@ -1,9 +1,9 @@
 """What may be logged: our own fixed lines, with named values from an allow-list.
 
-A library's text about an error can quote the content that it failed on, and so can a traceback. So a line of any other
-logger keeps its place and level only, and an exception its type. A line of ours is a constant text in which values
-stand by name, `_log.info("%(model)s is live", {"model": ...})`; all their names are in `FIELDS`
-(`tests/unit/core/test_logs.py` reads the calls).
+A library's error message can quote the content that it failed on, and so can a traceback. So of any other logger's line
+only the place and the level are kept, and of an exception only the type. A line of ours is a constant text with named
+values, `_log.info("%(model)s is live", {"model": ...})`. All their names are in `FIELDS`; a test
+(`tests/unit/core/test_logs.py`) reads the calls.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any, Literal
 Form = Literal["text", "json"]
 OURS = "adytum"
 FIELDS = frozenset(("model", "step", "reason", "storage", "kind", "file", "callers", "progress"))
-"""Names of all values that may be logged. None of them comes from a request."""
+"""The names of all values that may be logged. None of these values comes from a request."""
 
 _log = logging.getLogger("adytum.gateway")
 # uvicorn logs tracebacks, asyncio logs exceptions with their messages.
@@ -24,7 +24,7 @@ _SILENCED = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
 
 
 def configure(form: Form) -> None:
-    """From here on this process's log has this form, on stderr."""
+    """Makes this process log to stderr in this form."""
     handler = logging.StreamHandler()
     handler.setFormatter(Text() if form == "text" else Json())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -32,11 +32,11 @@ def configure(form: Form) -> None:
 
 
 class Text(logging.Formatter):
-    """`2026-11-23T15:00:00+0000 INFO adytum ...`, a line each."""
+    """One line each: `2026-11-23T15:00:00+0000 INFO adytum ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created))
-        # A reason of several lines must not look like lines of their own.
+        # A reason of several lines must not look like several log lines.
         return f"{when} {record.levelname} {record.name} {_message(record)}".replace("\n", "\n  ")
 
 
@@ -72,7 +72,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def names_only(loop: asyncio.AbstractEventLoop) -> None:
-    """From here on an unexpected exception, in `loop` or under uvicorn, leaves only its type in the log."""
+    """Makes unexpected exceptions, in `loop` or under uvicorn, leave only their type in the log."""
     for name in _SILENCED:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     loop.set_exception_handler(_name)

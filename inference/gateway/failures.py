@@ -1,7 +1,7 @@
-"""One table from what went wrong to what is said about it.
+"""One table of errors and their answers.
 
-Before a request is open: a problem document (RFC 9457) with a fixed text and no cause. After: an error in OpenAI's
-shape, sealed like an answer.
+Before a request is open, the answer is a problem document (RFC 9457) with a fixed text and no cause. Afterwards it is
+an error in OpenAI's shape, sealed like any answer.
 """
 
 import json
@@ -10,6 +10,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from adytum.inference.channel import ehbp
 from adytum.inference.channel.bhttp import Fields
@@ -24,7 +25,7 @@ RETRY_AFTER_S = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """An answer in the clear. `title` is all that is ever said."""
+    """An answer in the clear, as an ASGI application. It says nothing but its `title`."""
 
     status: int
     title: str
@@ -32,7 +33,7 @@ class Problem:
     retry_after_s: int | None = None
 
     def response(self) -> Response:
-        """As an HTTP response. `error` repeats the title where OpenAI's clients look for a message."""
+        """As an HTTP response. `error` repeats the title, because OpenAI's clients look for a message there."""
         document = {
             "type": self.type,
             "title": self.title,
@@ -44,6 +45,9 @@ class Problem:
             headers["Retry-After"] = str(self.retry_after_s)
         return Response(json.dumps(document), self.status, headers, PROBLEM_JSON)
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.response()(scope, receive, send)
+
 
 UNKNOWN_KEY = Problem(
     422, "The request was sealed to a key that this backend does not hold. Fetch the keys again.", OHTTP_KEY_PROBLEM
@@ -54,9 +58,9 @@ TOO_LARGE = Problem(413, "The sealed request is larger than this backend takes."
 REPLAYED = Problem(409, "This sealed request was answered before. Seal it again.")
 SLOW = Problem(408, "The sealed request did not arrive in time.")
 BUSY = Problem(503, "All request slots are taken. Try again shortly.", retry_after_s=RETRY_AFTER_S)
-NOT_READY = Problem(503, "The backend is not serving yet; /readyz tells its step.", retry_after_s=RETRY_AFTER_S)
+NOT_READY = Problem(503, "The backend is not serving yet; /readyz shows its step.", retry_after_s=RETRY_AFTER_S)
 BAD_NONCE = Problem(400, "A nonce of 64 lower-case hexadecimal digits is required: ?nonce=<64 hex digits>.")
-NO_EVIDENCE = Problem(503, "Evidence is not available; /readyz tells the step.", retry_after_s=RETRY_AFTER_S)
+NO_EVIDENCE = Problem(503, "Evidence is not available; /readyz shows the step.", retry_after_s=RETRY_AFTER_S)
 EVIDENCE_BUSY = Problem(503, "Too many clients ask for evidence. Try again shortly.", retry_after_s=RETRY_AFTER_S)
 WRONG_MEDIA_TYPE = Problem(
     415, "Send message/ohttp-chunked-req or message/ohttp-req here; GET this path for the keys to seal it with."
@@ -72,9 +76,9 @@ NOT_FOUND = Problem(404, "There is nothing at this path.")
 METHOD_NOT_ALLOWED = Problem(405, "This path does not take this method.")
 
 
-def of_channel(error: Exception, *, is_ehbp: bool = False) -> Problem:
+def of_channel(error: ChannelError | Replayed | TimeoutError, *, is_ehbp: bool = False) -> Problem:
     """The problem for an exception raised while a request was being opened."""
-    # A first ciphertext that does not open reads as a wrong key: after a restart an identifier may name another key.
+    # A ciphertext that does not open counts as sealed to an unknown key: a restart may give its identifier to another.
     if isinstance(error, UnknownKey | OpenFailed):
         return EHBP_UNKNOWN_KEY if is_ehbp else UNKNOWN_KEY
     if isinstance(error, MessageTooLarge):
@@ -83,9 +87,7 @@ def of_channel(error: Exception, *, is_ehbp: bool = False) -> Problem:
         return REPLAYED
     if isinstance(error, TimeoutError):
         return SLOW
-    if isinstance(error, ChannelError):
-        return UNOPENED
-    raise error
+    return UNOPENED
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Refusal:
     param: str | None = None
     retry_after_s: int | None = None
     problem: str | None = None
-    """The type of a problem document (RFC 9457), where a standard has one."""
+    """The type of a problem document (RFC 9457), if a standard defines one."""
     date: float | None = None
     """Sent as `Date`, Unix seconds."""
 
@@ -112,26 +114,26 @@ class Refusal:
         return tuple(fields)
 
     def body(self) -> bytes:
-        """OpenAI's error shape, within a problem document where there is a type for it."""
+        """OpenAI's error shape, inside a problem document if `problem` is set."""
         kind = {401: "authentication_error", 404: "not_found_error"}.get(
             self.status, "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
         )
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        # "type" at the top is where Anthropic's clients look; OpenAI's ignore it.
+        # Anthropic's clients look for "type" at the top; OpenAI's ignore it.
         top = {"type": "error"} if self.problem is None else {"type": self.problem, "title": self.message}
         return json.dumps({**top, "error": error}).encode()
 
     def event(self) -> bytes:
-        """The same as the last event of a stream that had already begun."""
+        """The error as the last event of a stream that has already begun."""
         return b"data: " + self.body() + b"\n\n"
 
 
 def of_engine(body: bytes) -> bytes:
-    """An engine's 400 with OpenAI's code for a prompt beyond the context; any other as it is."""
+    """An engine's 400, with OpenAI's code if the prompt exceeds the context; any other body unchanged."""
     try:
         document = json.loads(body)
         error = document["error"]
-        # vLLM's own code is the number 400; the parameter tells which error it is.
+        # vLLM's own code is always the number 400; only the parameter identifies the error.
         if error["param"] not in ("input_tokens", "input_text"):
             return body
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -141,7 +143,8 @@ def of_engine(body: bytes) -> bytes:
 
 
 class Refused(Exception):
-    """Carries a refusal. A new object each time: a traceback keeps its frames, and so a request's content, alive."""
+    """Carries a refusal. Each raise makes a new object: a traceback keeps its frames alive, and with them a request's
+    content."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.code)
@@ -166,7 +169,7 @@ BAD_KEY = Refusal(401, "Incorrect API key provided.", "invalid_api_key")
 
 
 def date_needed(now: float) -> Refusal:
-    """For a request without a `Date` near `now`, Unix seconds, where one is needed (RFC 9458, 6.5.2)."""
+    """For a request that needs a `Date` near `now`, in Unix seconds, and has none (RFC 9458, 6.5.2)."""
     return Refusal(
         400,
         "Too many requests were sealed to this key to remember each. Send the header Date inside the sealed request, "

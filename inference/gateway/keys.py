@@ -1,15 +1,14 @@
-"""The channel's keys: made in the TEE, in memory only, rotated, erased, each encapsulated key answered once.
+"""The channel's keys: made in the TEE, kept in memory only, rotated, erased. Each encapsulated key is answered once.
 
-A generation is one key per KEM. The newest is announced; those before are answered until their overlap ends. A key
-that is due is replaced whenever anybody asks for one, so none outlives its time, whatever becomes of the task that
-rotates.
+A generation is one key per KEM. The newest is announced; older ones are answered until their overlap ends. Every
+look-up first replaces a key that is due, so no key outlives its time even if the rotating task dies.
 
-Replays: each generation remembers the encapsulated keys that it answered, all of them, up to its share of
-`REPLAY_LIMIT`. From then on it takes requests only with a `Date` inside `WINDOW_S`, and remembers those for as long as
-their date could be taken (RFC 9458, 6.5.1 and 6.5.2). It never forgets one that could come again, and never takes a new
-one for an old. This holds for the whole backend because the keys exist in one process only.
+Replays: each generation remembers all encapsulated keys that it answered, up to its share of `REPLAY_LIMIT`. From then
+on it accepts only requests with a `Date` inside `WINDOW_S`, and remembers each for as long as its date is acceptable
+(RFC 9458, 6.5.1 and 6.5.2). It never forgets a key that could be replayed, and never mistakes a new key for an old one.
+This holds for the whole backend because the keys exist in one process only.
 
-Erasing means dropping the last reference: docs/keys.md says how far that goes.
+Erasing means dropping the last reference; docs/keys.md describes what that achieves.
 """
 
 import math
@@ -28,17 +27,17 @@ EHBP_KEY_ID = 0
 REPLAY_LIMIT = 1 << 20
 """Encapsulated keys remembered by all generations together: at most 250 MB (docs/keys.md)."""
 WINDOW_S = 60.0
-"""How far a request's `Date` may be from this clock, where one is needed."""
+"""How far a required `Date` may be from this clock."""
 GENERATIONS = 120
-"""Held at once at most. Identifiers are one byte, and each generation takes two."""
+"""At most so many are held at once. Identifiers are one byte, and each generation takes two."""
 
 
 class Replayed(Exception):
-    """This encapsulated key has been answered."""
+    """This encapsulated key has already been answered."""
 
 
 class DateNeeded(Exception):
-    """So many requests were answered that a new one has to carry a `Date` inside the window. `now`: Unix seconds."""
+    """So many requests were answered that a new one must carry a `Date` inside the window. `now`: Unix seconds."""
 
     def __init__(self, now: float) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class DateNeeded(Exception):
 
 
 class ReplayMemoryFull(Exception):
-    """Even those inside the window are too many to be remembered."""
+    """Even the requests inside the window are too many to remember."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,19 @@ class _Generation:
     answered_until: float
     seen: set[bytes] = field(default_factory=set)
     recent: dict[bytes, float] = field(default_factory=dict)
-    """What was answered within the window, oldest first, until when it is remembered."""
+    """Keys answered inside the window, oldest first, and the time until which each is remembered."""
 
     def __repr__(self) -> str:
         return f"_Generation(ids={sorted(self.keys)})"
 
 
 class KeyRing:
-    """Holds the generations. `clock` gives Unix seconds; where it goes back, the ring's own time stands still."""
+    """Holds the generations. `clock` returns Unix seconds; if it goes back, the ring's own time stands still."""
 
     def __init__(
         self, clock: Callable[[], float], lifetime_s: float, overlap_s: float, replay_limit: int = REPLAY_LIMIT
     ) -> None:
-        """Raises `ValueError` where more than `GENERATIONS` would be held at once."""
+        """Raises `ValueError` if more than `GENERATIONS` would be held at once."""
         held = 2 + math.ceil(overlap_s / lifetime_s)
         if held > GENERATIONS:
             raise ValueError(
@@ -81,21 +80,21 @@ class KeyRing:
         self._share = max(1, replay_limit // held)
         self._latest = 0.0
         self._generations: list[_Generation] = []
-        # Not the same after each start, so that a client with a key from before is told so at once.
+        # Different after each start, so that a client with a key from before the start is told at once.
         self._next_id = secrets.randbelow(255) + 1
         self.rotate()
 
     def rotate(self) -> None:
-        """Makes a new generation and erases those whose time is over."""
+        """Makes a new generation and erases expired ones."""
         now = self._now()
         keys: dict[int, tuple[KeyConfiguration, PrivateKey]] = {}
         for kem in KEMS:
             key = hpke.generate(kem)
             keys[self._next_id] = (KeyConfiguration(self._next_id, kem, key.public_bytes), key)
-            # Identifiers are one byte and only tell live keys apart; 0 is left to EHBP.
+            # Identifiers are one byte and only tell live keys apart; 0 is reserved for EHBP.
             self._next_id = self._next_id % 255 + 1
         self._generations.insert(0, _Generation(keys, now, now + self._lifetime + self._overlap))
-        # The generation that was current is answered for the overlap from now, however early it was replaced.
+        # The replaced generation is answered for one overlap from now, however early it was replaced.
         self._generations[1:2] = [
             _Generation(old.keys, old.made_at, min(old.answered_until, now + self._overlap), old.seen, old.recent)
             for old in self._generations[1:2]
@@ -103,7 +102,7 @@ class KeyRing:
         self._expire(now)
 
     def refresh(self) -> None:
-        """Replaces keys that are due, and erases those that are no longer answered."""
+        """Replaces keys that are due, and erases keys that are no longer answered."""
         now = self._now()
         if now >= self._generations[0].made_at + self._lifetime:
             self.rotate()
@@ -114,7 +113,7 @@ class KeyRing:
         self._generations[:] = [item for item in self._generations if item.answered_until > now]
 
     def _now(self) -> float:
-        # The host sets a guest's clock: were it turned back, expired keys and old dates would be good again.
+        # The host sets a guest's clock. If it turned it back, expired keys and old dates would be valid again.
         self._latest = max(self._latest, self._clock())
         return self._latest
 
@@ -130,7 +129,7 @@ class KeyRing:
 
     @property
     def expires_at(self) -> float:
-        """When the announced keys are answered for the last time, if nothing replaces them earlier."""
+        """When the announced keys are answered for the last time, unless they are replaced earlier. Unix seconds."""
         self.refresh()
         return self._generations[0].answered_until
 
@@ -155,18 +154,18 @@ class KeyRing:
         raise UnknownKey("no key with this identifier is held")
 
     def ehbp_keys(self) -> tuple[PrivateKey, ...]:
-        """All X25519 keys that are answered, newest first."""
+        """All X25519 keys that are still answered, newest first."""
         self.refresh()
         return tuple(key for item in self._generations for _, key in item.keys.values() if key.kem is KemId.X25519)
 
     def spend(self, enc: bytes, recipient: bytes, date: Callable[[], float | None]) -> None:
-        """Marks an opened request's encapsulated key as answered. `recipient`: the public key it was sealed to; `date`:
-        what its `Date` says, Unix seconds.
+        """Marks an opened request's encapsulated key as answered. `recipient`: the public key it was sealed to. `date`:
+        returns its `Date` in Unix seconds.
 
-        Exact, no false positives: what is kept is the ephemeral X25519 public key, with which both KEMs' encapsulated
-        keys end. A changed `enc` opens nothing, since both KEMs hash it into the shared secret.
+        Exact, without false positives: it keeps the ephemeral X25519 public key, which ends both KEMs' encapsulated
+        keys. A changed `enc` opens nothing, because both KEMs hash it into the shared secret.
 
-        Raises `Replayed`, `DateNeeded`, `ReplayMemoryFull`, and `UnknownKey` where the key has expired since.
+        Raises `Replayed`, `DateNeeded`, `ReplayMemoryFull`, and `UnknownKey` if the key has expired since.
         """
         self.refresh()
         generation = self._of(recipient)
@@ -184,7 +183,7 @@ class KeyRing:
             del recent[next(iter(recent))]
         if len(recent) >= self._share:
             raise ReplayMemoryFull
-        # A date up to a window ahead can be shown again until a window after it.
+        # A date up to one window ahead can be replayed until one window after it.
         recent[name] = now + 2 * WINDOW_S
 
     def _of(self, recipient: bytes) -> _Generation:

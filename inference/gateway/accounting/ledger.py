@@ -1,4 +1,4 @@
-"""What each request to an engine has cost: told once to its caller's limits, the records and the metrics."""
+"""The cost of each request to an engine, reported once to its caller's limits, the records and the metrics."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from adytum.inference.gateway.admission.admission import EngineCall
 
 
 class Account:
-    """One request's. `settle` before the client has the answer's end; `close` whatever came of it."""
+    """One request's account. Call `settle` before the client gets the answer's end, and `close` in every case."""
 
     def __init__(self, call: EngineCall, records: Records | None, telemetry: Telemetry | None) -> None:
         self._call = call
@@ -19,20 +19,20 @@ class Account:
         self._settled = False
         self._opened_at = time.monotonic()
         self.stream = StreamUsage(len(call.body), hidden=call.hide_usage)
-        """Watches the answer where it is a stream."""
+        """Counts the answer if it is a stream."""
 
     async def settle(self, outcome: Outcome, usage: Usage) -> None:
-        """Returns once the record is on the disk. Raises `MeteringFailed`."""
+        """Reports the cost. Returns once the record is on the disk. Raises `MeteringFailed`."""
         self._tell(outcome, usage)
         if self._records is not None:
             await self._records.write(self._charge(outcome, usage))
 
     def void(self) -> None:
-        """The engine did not take the request."""
+        """Nothing is reported: the engine did not take the request."""
         self._settled = True
 
     def close(self) -> None:
-        """Tells what was not settled: the client went away before the end, and the engine had worked."""
+        """Reports an account that was not settled: the client left before the end, and the engine had worked."""
         if self._settled:
             return
         usage = self.stream.usage
@@ -63,5 +63,5 @@ Ledger = Callable[[EngineCall], Account]
 
 
 def ledger(records: Records | None, telemetry: Telemetry | None = None) -> Ledger:
-    """`records`: where they are written; `None` where the configuration names no file."""
+    """A ledger that writes to `records`, unless they are `None`."""
     return lambda call: Account(call, records, telemetry)

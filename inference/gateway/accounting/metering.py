@@ -1,9 +1,9 @@
-"""What operators bill from: one JSON line per request that an engine was asked, without content.
+"""The records that operators bill from: one JSON line for each request that an engine was asked, without content.
 
-A line is on the disk before the client gets the answer's end, so no answer that ended is missing after a crash; each
-line is written once, with an identifier of its own, so none counts twice. Numbers of tokens are rounded up to a bucket:
-the host reads this file, and an exact length tells about what was said. The client has the exact numbers in `usage`
-and in its receipt.
+A line is on the disk before the client gets the answer's end, so no completed answer is missing after a crash. Each
+line is written once, with an identifier of its own, so none counts twice. Token counts are rounded up to a bucket: the
+host reads this file, and an exact length reveals something about the content. The client has the exact numbers in
+`usage` and in its receipt.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ from adytum.inference.core.lifecycle import StepFailed
 _log = logging.getLogger("adytum.metering")
 _TOGETHER = 512
 _FIELDS = ("id", "time", "caller", "model", "route", "outcome", "prompt_tokens", "cached_tokens", "completion_tokens")
-"""All that a line may have."""
+"""All fields of a line."""
 
 Outcome = Literal["ok", "refused", "cut", "client_gone"]
-"""ok: the answer ended. refused: the engine's own error. cut: the engine went away. client_gone: the client did."""
+"""ok: the answer ended. refused: the engine's own error. cut: the engine went away. client_gone: the client left."""
 
 
 class MeteringFailed(Exception):
-    """The record could not be written: the answer must not end as if it had been."""
+    """The record could not be written, so the answer must not end as if it had been."""
 
 
 @dataclass(frozen=True)
 class Charge:
-    """One request. Tokens are exact here and rounded where they are written."""
+    """One request. Tokens are exact here; `Records` rounds them."""
 
     caller: str
     model: str
@@ -50,18 +50,15 @@ class Charge:
 
 
 def rounded(tokens: int, bucket: int) -> int:
-    """Up to a multiple of `bucket`."""
+    """`tokens`, rounded up to a multiple of `bucket`."""
     return -(-tokens // bucket) * bucket
 
 
 class Records:
-    """Appends charges to a file, many with one fsync. `bucket`: tokens. `clock`: Unix seconds.
-
-    One thread writes; `write` returns once the line is on the disk.
-    """
+    """Appends charges to a file, many with one fsync. `bucket`: tokens. `clock`: Unix seconds. One thread writes."""
 
     def __init__(self, path: Path, bucket: int, clock: Callable[[], float] = time.time) -> None:
-        """Raises `StepFailed` where the file cannot be appended to."""
+        """Raises `StepFailed` if the file cannot be appended to."""
         self._path = path
         self._bucket = bucket
         self._clock = clock
@@ -79,7 +76,7 @@ class Records:
         self._thread.start()
 
     async def write(self, charge: Charge) -> None:
-        """Raises `MeteringFailed`."""
+        """Returns once the line is on the disk. Raises `MeteringFailed`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -92,15 +89,15 @@ class Records:
                 done.set_exception(MeteringFailed())
 
         self._waiting.put((self._line(charge), lambda error: _tell(loop, settle, error)))
-        # Shielded: a line that was handed over is written whatever becomes of who waits for it.
+        # Shielded: a line that was handed over is written even if the waiting request is cancelled.
         await asyncio.shield(done)
 
     def note(self, charge: Charge) -> None:
-        """Writes without waiting: for what has no answer to end any more."""
+        """Writes without waiting, for a request whose answer will not end."""
         self._waiting.put((self._line(charge), lambda _error: None))
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining lines and closes the file."""
         self._waiting.put(None)
         self._thread.join()
         os.close(self._file)
@@ -150,7 +147,7 @@ class Records:
             os.fdatasync(self._file)
         except OSError as error:
             _log.error("usage records cannot be written: %(reason)s", {"reason": error.strerror})
-            # Of a batch that fails nothing stays: its requests do not end, and are not charged.
+            # A batch that fails is removed whole: its requests do not end and are not charged.
             if length is not None:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, length)
@@ -158,7 +155,7 @@ class Records:
         return None
 
     def _renamed(self) -> bool:
-        """Whether the path names another file now, or none: that is how a log is rotated."""
+        """Whether the path names another file now, or none. That is how logs are rotated."""
         try:
             named = os.stat(self._path)
         except FileNotFoundError:
@@ -167,7 +164,7 @@ class Records:
 
 
 def _open(path: Path) -> int:
-    """For one writer only. Raises `OSError`."""
+    """Opens the file for one writer only. Raises `OSError`."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,15 +176,17 @@ def _open(path: Path) -> int:
     return file
 
 
-def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[BaseException | None], None], error: object) -> None:
+def _tell(
+    loop: asyncio.AbstractEventLoop, settle: Callable[[BaseException | None], None], error: BaseException | None
+) -> None:
     try:
         loop.call_soon_threadsafe(settle, error)
     except RuntimeError:
-        return  # The loop has ended, and with it who waited.
+        return  # The loop has ended, and the waiting request with it.
 
 
 def _mend(file: int) -> None:
-    """A power cut can leave a last line without its end; its answer had not ended, so the line goes."""
+    """Removes a last line without its end, as a power cut can leave it. Its answer had not ended."""
     size = os.fstat(file).st_size
     at = size
     while at > 0:
@@ -204,7 +203,7 @@ def _mend(file: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new file's name is on the disk only once its folder is."""
+    """Syncs the folder: only then is a new file's name on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""How many tokens an answer took, read from what the engine says of it.
+"""The number of tokens of an answer, read from the engine's own count.
 
-Every stream is asked for its usage (`stream_options.include_usage`); where the client did not ask, the event that has
-it is taken out again, so that the stream is what the client asked for.
+The gateway asks for usage in every stream (`stream_options.include_usage`). If the client did not ask for it, the event
+that carries it is removed again, so that the client gets the stream that it asked for.
 """
 
 import json
@@ -23,10 +23,10 @@ _DETAILS = ("prompt_tokens_details", "input_tokens_details")
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one answer. `cached` are those of the prompt that the engine had computed before.
+    """Tokens of one answer. `cached`: those of the prompt that the engine had computed before.
 
-    `exact` is false where the engine's count never came (the answer was cut): then `prompt` is a quarter of the
-    request's bytes and `completion` the number of events that were passed on, each of at least one token.
+    `exact` is false if the engine's count never came because the answer was cut. Then `prompt` is a quarter of the
+    request's bytes, and `completion` the number of events that were passed on, each of at least one token.
     """
 
     prompt: int
@@ -40,9 +40,9 @@ class Usage:
 
 
 def of_whole(body: bytes) -> Usage | None:
-    """What a whole answer says; `None` where it says nothing, as an error does."""
+    """The usage in a whole answer; `None` if there is none, as in an error."""
     at = len(body)
-    # The last that reads as an object. The whole is not parsed: a batch of embeddings has megabytes of numbers.
+    # The last one that parses as an object. The body itself is not parsed: a batch of embeddings is megabytes long.
     while (at := body.rfind(_NAMED, 0, at)) >= 0:
         text = body[at + len(_NAMED) : at + len(_NAMED) + _USAGE_LIMIT].decode("utf-8", "replace").lstrip()
         try:
@@ -57,7 +57,7 @@ def of_whole(body: bytes) -> Usage | None:
 
 
 class StreamUsage:
-    """Watches one stream. `hidden`: the client did not ask for usage, so its event is not passed on."""
+    """Counts one stream. `hidden`: the client did not ask for usage, so the event that has it is not passed on."""
 
     def __init__(self, request_bytes: int, *, hidden: bool) -> None:
         self._request_bytes = request_bytes
@@ -65,11 +65,11 @@ class StreamUsage:
         self._held = b""
         self.events = 0
         self.first_at = 0.0
-        """When the first event came, by the monotonic clock's seconds."""
+        """When the first event came, in seconds of the monotonic clock."""
         self._counts: dict[str, int] = {}
 
     def feed(self, data: bytes) -> bytes:
-        """What of `data` the client gets. Whole events only: the start of one waits for its end."""
+        """What the client gets of `data`: whole events only. The start of an event waits for its end."""
         if self._held:
             data = self._held + data
             self._held = b""
@@ -83,17 +83,17 @@ class StreamUsage:
         if not self.events:
             self.first_at = time.monotonic()
         self.events += data.count(_EVENT_END)
-        # No text of a model can hold these bytes: inside JSON a quotation mark is escaped.
+        # A model's text cannot contain these bytes: inside JSON a quotation mark is escaped.
         return data if _NAMED not in data else self._read(data)
 
     def finish(self) -> bytes:
-        """What is left of a stream that did not end with a whole event."""
+        """The rest of a stream that did not end with a whole event."""
         held, self._held = self._held, b""
         return held
 
     @property
     def usage(self) -> Usage:
-        """The engine's count, or an estimate where it never came."""
+        """The engine's count, or an estimate if it never came."""
         found = _usage(self._counts)
         return found if found is not None else Usage(self._request_bytes // 4, 0, self.events, exact=False)
 
@@ -109,14 +109,15 @@ class StreamUsage:
             except (ValueError, RecursionError):
                 document = None
             had = _collect(document, self._counts)
-            # OpenAI's event of usage has no choice; the other APIs' events with usage have more to say.
+            # OpenAI's usage event has no choices. In the other APIs an event with usage carries other content too.
             if not (had and self._hidden and isinstance(document, dict) and document.get("choices") == []):
                 kept.append(event + _EVENT_END)
         return b"".join(kept)
 
 
 def _collect(document: Any, counts: dict[str, int]) -> bool:
-    """Adds what a document says about usage: at its top, or in `response` (Responses) or `message` (Messages)."""
+    """Adds a document's usage: at its top, in `response` (Responses) or in `message` (Messages). Returns whether there
+    is any."""
     if not isinstance(document, dict):
         return False
     places = (document, document.get("response"), document.get("message"))
@@ -131,7 +132,7 @@ def _take(usage: Mapping[str, Any], counts: dict[str, int]) -> None:
         for name in names:
             _put(counts, kind, usage.get(name))
     _put(counts, "cached", usage.get("cache_read_input_tokens"))
-    # Anthropic's `input_tokens` are those that were in no cache; everybody else's are the whole prompt.
+    # Anthropic's `input_tokens` are those that no cache had; in the other APIs they are the whole prompt.
     parts = [usage.get(name) for name in ("input_tokens", *_CACHE)]
     if any(part is not None for part in parts[1:]):
         _put(counts, "prompt", sum(part for part in parts if isinstance(part, int)))
@@ -142,7 +143,7 @@ def _take(usage: Mapping[str, Any], counts: dict[str, int]) -> None:
 
 
 def _put(counts: dict[str, int], kind: str, value: Any) -> None:
-    # Messages counts in two events, and the later one may repeat a zero: the greater number stands.
+    # Messages counts in two events, and the later one may repeat a zero, so the greater number counts.
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         counts[kind] = max(value, counts.get(kind, 0))
 

@@ -1,6 +1,6 @@
-"""From an opened request to what may be asked of an engine. Raises `Refused`, whose text is sealed for the client.
+"""From an opened request to the request for an engine. Raises `Refused`, whose text is sealed for the client.
 
-An allow-list decides: whatever else the engine offers is unreachable. `rewrite` says what becomes of the body.
+An allow-list of routes decides: nothing else that an engine offers can be reached. `rewrite` rewrites the body.
 """
 
 import json
@@ -32,20 +32,20 @@ MODELS_PATH = "/v1/models"
 
 @dataclass(frozen=True)
 class EngineCall:
-    """A request that an engine may have."""
+    """A request that may go to an engine."""
 
     model: Model
     path: str
     body: bytes
     stream: bool
     caller: str = ANYONE.name
-    """The name that records have for whoever asked."""
+    """The caller's name in records."""
     hold: Hold | None = None
-    """What it has of its caller's limits; to be ended."""
+    """Its share of its caller's limits, which the `Lease` ends."""
     hide_usage: bool = False
-    """Whether the stream's event of usage is for us only."""
+    """Whether only the gateway asked for the stream's usage event."""
     tokens: int = 0
-    """What it may take at most: a quarter of the body's bytes, what its images make, and the longest answer."""
+    """An upper bound on its tokens: a quarter of the body's bytes, its images' tokens, and the longest answer."""
 
     def __repr__(self) -> str:
         return f"EngineCall({self.model.id}, {self.path})"
@@ -61,11 +61,11 @@ class Admission:
         self._salts = CacheSalts()
 
     def know(self, fields: Fields) -> None:
-        """Raises `Refused` where `admit` would for the API key."""
+        """Raises `Refused` if `admit` would refuse the API key."""
         self._callers.authenticate(fields)
 
     def admit(self, request: InnerRequest) -> EngineCall | bytes:
-        """What to ask of which engine, or the model list for `GET /v1/models`. Raises `Refused`."""
+        """The request for an engine, or the body of the answer to `GET /v1/models`. Raises `Refused`."""
         caller, key = self._callers.authenticate(request.fields)
         path = request.path.partition("?")[0]
         if path == MODELS_PATH or path.startswith(MODELS_PATH + "/"):
@@ -111,7 +111,7 @@ class Admission:
         return json.dumps(entry).encode()
 
     def _entries(self, caller: Caller) -> list[dict[str, Any]]:
-        """What the caller may use."""
+        """The models that the caller may use."""
         return [
             item
             for item in self.model_list["data"]

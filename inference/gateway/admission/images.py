@@ -1,7 +1,7 @@
-"""What an image says of itself in its first bytes: PNG, JPEG, WebP, GIF, and the size that a decoder would make of it.
+"""The kind and size of an image, read from its first bytes: PNG, JPEG, WebP, GIF.
 
 A few kilobytes can unpack to gigabytes in the engine, so the size is read here before anything is unpacked. Nothing is
-decompressed. What a lenient decoder would skip over to find another size is refused: two sizes, junk between segments.
+decompressed. Files in which a lenient decoder could find another size are refused: two sizes, junk between segments.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ _JPEG = b"\xff\xd8"
 _SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG's markers of a frame (SOFn)."""
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
-"""JPEG's markers without a length, which have no place before the first scan."""
+"""JPEG's markers without a length, which are invalid before the first scan."""
 _SCAN = 0xDA
 
 
 class BadImage(ValueError):
-    """Not an image of the four kinds, or one whose size cannot be told."""
+    """Not an image of the four kinds, or one without a definite size."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """`kind` is the subtype of its media type."""
+    """`kind`: the subtype of its media type."""
 
     kind: str
     width: int
@@ -29,7 +29,7 @@ class Image:
 
     @property
     def pixels(self) -> int:
-        """Of one frame: of an animation only the first is looked at."""
+        """Of one frame: vLLM looks only at the first of an animation."""
         return self.width * self.height
 
 
@@ -99,7 +99,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
 
 
 def _gif(data: bytes) -> tuple[int, int]:
-    """The screen, which a decoder enlarges for a first frame that goes beyond it."""
+    """The screen's size. A decoder enlarges the screen if the first frame goes beyond it."""
     width, height = _little(data, 6, 2), _little(data, 8, 2)
     at = 13 + _palette(data[10])
     _exactly(data, 11, 2)

@@ -1,7 +1,7 @@
-"""How much each model's engine may have at a time: what is beyond is refused before the engine is touched.
+"""How much each model's engine may have at a time. More is refused before the engine is asked.
 
-A queue in an engine helps nobody who waits in it longer than their client does, and its memory is bounded by nothing
-that this side knows.
+A request that waits in an engine's queue for longer than its client waits is wasted, and nothing on this side bounds
+the queue's memory.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from adytum.inference.gateway.failures import RETRY_AFTER_S, Refusal, Refused
 
 
 class Load:
-    """Counts what the engines have. Tokens are an upper bound: a quarter of the bytes asked, and the longest answer."""
+    """Counts the requests and tokens that the engines have. The tokens are upper bounds (`EngineCall.tokens`)."""
 
     def __init__(self, models: tuple[Model, ...]) -> None:
         self._models = {model.id: model for model in models}
@@ -22,10 +22,10 @@ class Load:
 
     @contextmanager
     def holding(self, call: EngineCall) -> Iterator[None]:
-        """Counts a request while it lasts. Raises `Refused` where there is no room."""
+        """Counts a request while it lasts. Raises `Refused` if there is no room."""
         model = self._models[call.model.id]
         requests, tokens = self.requests[model.id], self.tokens[model.id]
-        # One request alone always has room: whether it fits is the engine's to say.
+        # One request alone always has room: the engine decides whether it fits.
         if requests and (requests >= model.max_requests or tokens + call.tokens > model.max_tokens):
             raise Refused(
                 Refusal(

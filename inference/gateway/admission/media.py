@@ -1,12 +1,12 @@
-"""Images in a request: which are taken, and how one caller's are kept apart from another's.
+"""Images in a request: which are accepted, and how callers' images are kept apart.
 
-1. Of media only images, and only as `data:` URLs: an address would tell others what is asked about, and the engine has
-   no network.
-2. Each is a PNG, JPEG, WebP or GIF by its own first bytes: vLLM goes by these, not by the type that the URL names, and
-   would hand the rest to some thirty decoders.
+1. Images are the only media, and they come only as `data:` URLs: fetching an address would reveal to others what the
+   request is about, and the engine has no network.
+2. Each is a PNG, JPEG, WebP or GIF by its own first bytes. vLLM looks at these, not at the type in the URL, and would
+   pass anything else to some thirty decoders.
 3. Their number, bytes and pixels are bounded.
-4. The request's cache salt is put behind each image's end, where no decoder looks. vLLM's caches of images go by a hash
-   of the bytes and know no salt: without it, that somebody else had sent the same image could be told from the time.
+4. The request's cache salt is appended to each image, where no decoder looks. vLLM's image caches use a hash of the
+   bytes and no salt: without it, timing would reveal that another caller had sent the same image.
 """
 
 import base64
@@ -21,7 +21,7 @@ from adytum.inference.gateway.failures import Refusal, Refused
 from adytum.inference.gateway.limits import LIMITS
 
 TEXTS = ("messages", "input", "system", "instructions")
-"""Fields of a request in which content parts stand."""
+"""Fields of a request that contain content parts."""
 _OTHER_MEDIA = frozenset(
     {
         *("audio_embeds", "audio_url", "file_data", "file_url", "image_embeds"),
@@ -34,12 +34,12 @@ _DATA_URL = re.compile(r"data:([^;,]*);base64,", re.IGNORECASE)
 _TOKENS = 256
 """Gemma 3 makes this many of any image."""
 _PIXELS_PER_TOKEN = 1024
-"""What an image weighs besides, until it is scaled down: 3 KiB of an engine's memory."""
+"""An image's further cost until it is scaled down: 3 KiB of an engine's memory for each of these tokens."""
 
 
 @dataclass(frozen=True)
-class Media:
-    """What a request's images add up to. `characters` are theirs in the body."""
+class MediaCost:
+    """A request's images together. `characters`: their length in the body."""
 
     tokens: int = 0
     characters: int = 0
@@ -47,7 +47,7 @@ class Media:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a medium stands: `holder[name]`, called `place` in errors. `kind` is set where the type stands beside it
+    """The place of a medium: `holder[name]`, called `place` in errors. `kind` is set if the type is a field of its own
     and the value is base64 alone (Anthropic's `source`)."""
 
     holder: dict[str, Any]
@@ -56,7 +56,7 @@ class _Slot:
     kind: str | None = None
 
 
-def admit(body: Mapping[str, Any], salt: str) -> Media:
+def admit(body: Mapping[str, Any], salt: str) -> MediaCost:
     """Checks the body's images, and changes them in place (4). Raises `Refused`."""
     for place in _named_parts(body):
         raise Refused(
@@ -94,7 +94,7 @@ def admit(body: Mapping[str, Any], salt: str) -> Media:
         marked = base64.b64encode(data + salt.encode()).decode()
         slot.holder[slot.name] = marked if slot.kind is not None else f"data:image/{image.kind};base64,{marked}"
         characters += len(marked) - len(encoded)
-    return Media(len(slots) * _TOKENS + pixels // _PIXELS_PER_TOKEN, characters)
+    return MediaCost(len(slots) * _TOKENS + pixels // _PIXELS_PER_TOKEN, characters)
 
 
 def _encoded(slot: _Slot) -> tuple[str, str]:
@@ -131,7 +131,7 @@ def _image(slot: _Slot, named: str, encoded: str) -> tuple[bytes, images.Image]:
             )
         )
     try:
-        # What is not base64's is refused, not skipped: vLLM reads it so, too.
+        # Other characters than base64's are refused, not skipped, as in vLLM.
         data = binascii.a2b_base64(encoded, strict_mode=True)
         return data, images.read(data)
     except images.BadImage as error:
@@ -166,19 +166,19 @@ def _slots(value: Any, place: str) -> Iterator[_Slot]:
                 named = item.get("media_type")
                 yield _Slot(item, "data", where, named if isinstance(named, str) else "")
             elif name == "input" and value.get("type") == "tool_use":
-                # The tool's, whatever its fields are called.
+                # A tool call's arguments: their names are the tool's own.
                 continue
             else:
                 yield from _slots(item, where)
 
 
 def _is_text(item: Any) -> bool:
-    """Whether it is a message of text only, as nearly all are: there is nothing in it to look for."""
+    """Whether it is a message of text only, as nearly all are, and so without media."""
     return isinstance(item, dict) and item.keys() == _TEXT and all(isinstance(value, str) for value in item.values())
 
 
 def _named_parts(body: Mapping[str, Any]) -> Iterator[str]:
-    """Content parts with a `uuid`: vLLM 0.32 takes it as the key of its media cache, with or without the media."""
+    """Content parts with a `uuid`: vLLM 0.32 uses it as the key in its media cache, with or without the media."""
     for name in ("messages", "input"):
         stack = [(body.get(name), name)]
         while stack:

@@ -1,20 +1,20 @@
-"""Who may ask, for how much: API keys by their hash, limits per key, and a signed list that changes without a restart.
+"""The callers: API keys by their hash, limits per key, and a signed list that can change without a restart.
 
 A list is TOML:
 
-    serial = 7                            # of two lists the one with the higher serial counts
+    serial = 7                            # of two lists, the one with the higher serial counts
     [[caller]]
-    name = "hospital-a"                   # what records and metrics call it
+    name = "hospital-a"                   # its name in records and metrics
     key_sha256 = "<64 hex digits>"        # of its API key: `adytum callers key` makes one
-    models = ["meta-llama/..."]           # all where left out
-    requests_per_minute = 60              # no limit where left out, like the two below
+    models = ["meta-llama/..."]           # all if omitted
+    requests_per_minute = 60              # no limit if omitted, like the next two
     tokens_per_minute = 100_000           # prompts and answers
     concurrent = 8                        # requests at a time
     expires = 2027-01-01T00:00:00Z        # a time with a zone
 
-and beside it `<file>.sig`, the Ed25519 signature in hexadecimal over `SIGNED` and the file's bytes. The key that has to
-have signed it is in the measured configuration: the host, who holds the disk, cannot add a caller. Both can be on a raw
-disk (`disk`).
+Beside it is `<file>.sig`, the Ed25519 signature in hexadecimal over `SIGNED` and the file's bytes. The public key is in
+the measured configuration, so the host, which controls the disk, cannot add a caller. Both can be on a raw disk
+(`disk`).
 """
 
 import datetime
@@ -45,11 +45,11 @@ _log = logging.getLogger("adytum.callers")
 
 
 class CallersError(Exception):
-    """A list that cannot be used. The text says which line, and nothing of a key."""
+    """A list that cannot be used. The message names the line, and contains nothing of a key."""
 
 
 class Caller(BaseModel):
-    """One caller. Of its key only the SHA-256 is here."""
+    """One caller. Only the SHA-256 of its key is kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +69,7 @@ class CallerList(BaseModel):
 
     serial: int = Field(ge=0)
     caller: tuple[Caller, ...]
-    """`caller = []`, written out, lets nobody in."""
+    """`caller = []` must be written out and admits no caller."""
 
     @classmethod
     def parse(cls, data: bytes) -> "CallerList":
@@ -79,7 +79,7 @@ class CallerList(BaseModel):
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
             raise CallersError(f"it is not TOML: {error}") from error
         except ValidationError as error:
-            # The place and what is wrong there, not the value: a key could stand where its hash belongs.
+            # The place and the error, but not the value: it could be a key in place of its hash.
             raise CallersError(
                 "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
             ) from None
@@ -93,11 +93,11 @@ class CallerList(BaseModel):
 
     @classmethod
     def load(cls, path: Path, signed_by: bytes) -> "CallerList":
-        """A signed list. Raises `CallersError`."""
+        """Loads a signed list. Raises `CallersError`."""
         try:
             data, signature = _contents(path)
         except (OSError, UnicodeDecodeError) as error:
-            # Of ours, without a number, the text; it has no content.
+            # The text only of our own errors, which have no number: it contains nothing of the file.
             ours = isinstance(error, OSError) and error.errno is None
             raise CallersError(f"it or its .sig cannot be read ({error if ours else type(error).__name__})") from error
         try:
@@ -108,23 +108,28 @@ class CallerList(BaseModel):
 
 
 ANYONE = Caller(name="anyone", key_sha256="0" * 64)
-"""Where no key is asked for."""
+"""The caller of every request if no key is required."""
 
 
 @dataclass
 class _Bucket:
-    """Fills with `per_minute` a minute, and holds so many."""
+    """Fills by `per_minute` a minute, and holds at most as many."""
 
     per_minute: int
     level: float
     at: float
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` can be taken; 0 where it can now. More than it holds counts as all."""
+        """Seconds until `amount` can be taken; 0 if it can be taken now. An amount beyond the capacity waits for a full
+        bucket."""
         self.level = min(self.per_minute, self.level + (now - self.at) * self.per_minute / 60)
         self.at = now
         missing = min(amount, self.per_minute) - self.level
         return max(0.0, missing * 60 / self.per_minute)
+
+
+def _full(per_minute: int | None, now: float) -> _Bucket | None:
+    return None if per_minute is None else _Bucket(per_minute, float(per_minute), now)
 
 
 @dataclass
@@ -134,7 +139,7 @@ class _Account:
     in_progress: int = 0
 
     def resized(self, full: "_Account") -> "_Account":
-        """This account with another's limits. Requests in progress hold it, so it stays the same object."""
+        """This account with the limits of `full`. Requests in progress refer to it, so it stays the same object."""
         for name in ("requests", "tokens"):
             old, new = getattr(self, name), getattr(full, name)
             if old is not None and new is not None:
@@ -145,7 +150,7 @@ class _Account:
 
 @dataclass
 class Hold:
-    """What one request has of its caller's limits. `used`: the tokens it took, once known. To be ended in any case."""
+    """One request's share of its caller's limits. `used`: its tokens, once known. `end` must always be called."""
 
     account: _Account
     reserved: int = 0
@@ -153,7 +158,7 @@ class Hold:
     _ended: bool = field(default=False, repr=False)
 
     def reserve(self, tokens: int, now: float) -> None:
-        """Takes what the request may cost. Raises `Refused`."""
+        """Takes the tokens that the request may cost. Raises `Refused`."""
         bucket = self.account.tokens
         if bucket is None:
             return
@@ -163,7 +168,7 @@ class Hold:
         self.reserved = tokens
 
     def end(self) -> None:
-        """Gives back what was not used. May be called twice."""
+        """Returns the tokens that were not used. May be called twice."""
         if self._ended:
             return
         self._ended = True
@@ -183,7 +188,7 @@ class Callers:
         monotonic: Callable[[], float],
         serial: int = 0,
     ) -> None:
-        """`None`: no key is asked for."""
+        """`callers` is `None` if no key is required."""
         self._clock = clock
         self._monotonic = monotonic
         self._accounts: dict[str, tuple[Caller, _Account]] = {}
@@ -196,7 +201,7 @@ class Callers:
         self._by_digest = {caller.key_sha256: caller for caller in callers}
         before, self._accounts = self._accounts, {}
         for caller in (*callers, ANYONE):
-            # Who stays keeps what it has used and what is in progress: a new list is no new minute.
+            # A caller that stays keeps its use and its requests in progress: a new list does not start a new minute.
             account = self._account(caller)
             if caller.name in before:
                 account = before[caller.name][1].resized(account)
@@ -204,18 +209,14 @@ class Callers:
 
     def _account(self, caller: Caller) -> _Account:
         now = self._monotonic()
-        buckets = [
-            None if limit is None else _Bucket(limit, float(limit), now)
-            for limit in (caller.requests_per_minute, caller.tokens_per_minute)
-        ]
-        return _Account(*buckets)
+        return _Account(_full(caller.requests_per_minute, now), _full(caller.tokens_per_minute, now))
 
     def replace(self, found: CallerList) -> None:
-        """Uses another list from now on; requests in progress end as they are. Raises `CallersError` for an old one."""
+        """Uses another list from now on; requests in progress go on. Raises `CallersError` for an older list."""
         if found.serial < self.serial:
             raise CallersError(f"its serial {found.serial} is older than {self.serial}, which is in use")
         if found.serial == self.serial:
-            # Otherwise the host could go back and forth between two lists of one serial.
+            # Otherwise the host could switch between two lists with one serial.
             if {item.name: item for item in found.caller} != self._known():
                 raise CallersError(f"its serial {found.serial} is that of another list, which is in use: count it up")
             return
@@ -234,11 +235,11 @@ class Callers:
             scheme, _, key = (field_of(fields, b"authorization") or b"").partition(b" ")
             key = key.strip() if scheme.lower() == b"bearer" else b""
         digest = hashlib.sha256(key).hexdigest()
-        # Found by the digest of what was sent: the time that takes tells of digests that nobody chooses, not of keys.
+        # Looked up by digest: its timing reveals something about digests, which no sender can choose, not about keys.
         caller = self._by_digest.get(digest)
         if not key or caller is None or not hmac.compare_digest(caller.key_sha256, digest):
             raise Refused(BAD_KEY)
-        # The host sets the clock: turned back, it would revive a key.
+        # The host sets the clock: if it turned it back, an expired key would be valid again.
         self._latest = max(self._latest, self._clock())
         if caller.expires is not None and self._latest >= caller.expires.timestamp():
             raise Refused(BAD_KEY)
@@ -248,7 +249,7 @@ class Callers:
         """Counts a request. Raises `Refused`."""
         _, account = self._accounts.get(caller.name, (caller, None))
         if account is None:
-            # Revoked since it was authenticated.
+            # Revoked after it was authenticated.
             raise Refused(BAD_KEY)
         if caller.concurrent is not None and account.in_progress >= caller.concurrent:
             raise _limited("requests at a time", 1)
@@ -260,7 +261,7 @@ class Callers:
         return Hold(account)
 
     def reserve(self, hold: Hold, tokens: int) -> None:
-        """Counts what the request may cost. Raises `Refused`."""
+        """Counts the tokens that the request may cost. Raises `Refused`."""
         hold.reserve(tokens, self._monotonic())
 
     def __repr__(self) -> str:
@@ -268,7 +269,7 @@ class Callers:
 
 
 class SignedFile:
-    """A list on a disk, looked at again and again."""
+    """A signed list in a file, which is checked for changes."""
 
     def __init__(self, path: Path, signed_by: bytes) -> None:
         self._path = path
@@ -280,7 +281,7 @@ class SignedFile:
         return CallerList.load(self._path, self._signed_by)
 
     def refresh(self, callers: Callers, *, force: bool = False) -> None:
-        """Uses the file where it changed. A list that cannot be used changes nothing, and the log says why."""
+        """Uses the file if it changed. A list that cannot be used changes nothing, and the log states the reason."""
         state = self._state()
         if state == self._seen and not force:
             return
@@ -293,7 +294,7 @@ class SignedFile:
                 {"file": self._path, "reason": error},
             )
         except Exception as error:
-            # A fault of ours must not end the watch: a revocation would be passed over unnoticed.
+            # A fault of ours must not end the checks: a revocation would be missed.
             _log.error("%(file)s is not used: %(kind)s", {"file": self._path, "kind": type(error).__name__})
         else:
             _log.info("%(callers)s are in use", {"callers": repr(callers)})
@@ -325,7 +326,7 @@ def _contents(path: Path) -> tuple[bytes, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """A regular file or a block device: a pipe in its place would never end."""
+    """Opens a regular file or a block device, nothing else: a pipe would never end."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     kind = path.stat().st_mode
     descriptor = os.open(path, flags | (os.O_DIRECT if stat.S_ISBLK(kind) else 0))
@@ -352,7 +353,7 @@ def _limited(what: str, wait: float) -> Refused:
 
 
 def expires_text(caller: Caller) -> str:
-    """For a person."""
+    """When the caller's key expires, for people."""
     if caller.expires is None:
         return "never"
     return caller.expires.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,10 +1,10 @@
-r"""A signed list of callers on a raw disk: for a virtual machine, into which no file system of its host's is mounted.
+r"""A signed list of callers on a raw disk, for a virtual machine that mounts no file system of its host.
 
     0     "adytum callers v1 SIGNATURE LENGTH\n"   128 hexadecimal digits, a decimal number; zeros to 4096
     4096  the list, LENGTH bytes; zeros to the disk's end
 
-The host writes the disk while the machine runs. A list that is read half old, half new does not verify, and is looked
-at again.
+The host writes the disk while the machine runs. A list that is read half old and half new does not verify, and is read
+again.
 """
 
 import mmap
@@ -20,7 +20,7 @@ _FIRST = re.compile(re.escape(_MAGIC) + rb"([0-9a-f]{128}) ([1-9][0-9]{0,6})\n\x
 
 
 def pack(data: bytes, signature: str) -> bytes:
-    """All of a disk, always of one size. Raises `ValueError` where the list is too long or the signature is none."""
+    """The whole disk, always of one size. Raises `ValueError` if the list is too long or the signature is invalid."""
     first = _MAGIC + f"{signature} {len(data)}\n".encode()
     if len(data) > LARGEST or _FIRST.fullmatch(first) is None:
         raise ValueError("the list is too long, empty, or its signature is not 128 hexadecimal digits")
@@ -28,13 +28,13 @@ def pack(data: bytes, signature: str) -> bytes:
 
 
 def head(descriptor: int) -> bytes | None:
-    """What changes with the list; `None` where this is no disk of this kind."""
+    """The bytes that change with the list; `None` if this is not a disk of this kind."""
     first = _read(descriptor, HEADER, 0)
     return first if first.startswith(_MAGIC) else None
 
 
 def unpack(descriptor: int) -> tuple[bytes, str] | None:
-    """The list and its signature, not yet verified; `None` where this is another file. Raises `OSError`."""
+    """The list and its signature, not yet verified; `None` if this is an ordinary file. Raises `OSError`."""
     first = head(descriptor)
     if first is None:
         if stat.S_ISBLK(os.fstat(descriptor).st_mode):
@@ -51,7 +51,7 @@ def unpack(descriptor: int) -> tuple[bytes, str] | None:
 
 
 def _read(descriptor: int, size: int, place: int) -> bytes:
-    # Mapped memory is aligned as O_DIRECT needs it.
+    # Mapped memory has the alignment that O_DIRECT needs.
     with mmap.mmap(-1, size) as buffer:
         count = 0
         while count < size:

@@ -1,4 +1,4 @@
-"""The outer routes. What each may answer in the clear is a fixed text (`failures`), public keys or evidence."""
+"""The outer routes. Each may answer in the clear only with a fixed text (`failures`), public keys or evidence."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adytum.inference.channel import ehbp, keyconfig, ohttp
@@ -19,7 +20,7 @@ from adytum.inference.gateway.keys import KeyRing
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
 _MEDIA = {media.request: media for media in (ohttp.CHUNKED, ohttp.WHOLE)}
-# Forwarded from EHBP's clear headers: the caller's key. The body's type is fixed.
+# Taken from EHBP's clear headers: the caller's key. The body's type is fixed.
 _EHBP_FIELDS = (b"authorization", b"x-api-key")
 # A key may rotate at any moment, and these documents are small.
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -42,8 +43,9 @@ def create_gateway(
     @app.exception_handler(HTTPException)
     async def http_exception(request: Request, _error: HTTPException) -> Response:
         path = request.scope["path"]
-        # RFC 9110, 15.5.6: a 405 names the methods that there are, also those that never come to FastAPI.
-        allowed = {method for route in app.routes if getattr(route, "path", "") == path for method in route.methods}
+        # RFC 9110, 15.5.6: a 405 names all methods of the path, including those that FastAPI does not handle.
+        routes = [route for route in app.routes if isinstance(route, Route) and route.path == path]
+        allowed = {method for route in routes for method in route.methods or ()}
         allowed |= {method for method, hot_path in hot if hot_path == path}
         if not allowed:
             return failures.NOT_FOUND.response()
@@ -78,24 +80,24 @@ def create_gateway(
         if lifecycle.evidence_ready:
             await evidence.handle(scope, receive, send)
         else:
-            await failures.NO_EVIDENCE.response()(scope, receive, send)
+            await failures.NO_EVIDENCE(scope, receive, send)
 
     async def ohttp_gateway(scope: Scope, receive: Receive, send: Send) -> None:
         content_type = _header(scope, b"content-type").partition(b";")[0].strip().lower()
         media = _MEDIA.get(content_type.decode("latin-1"))
         if media is None:
-            await failures.WRONG_MEDIA_TYPE.response()(scope, receive, send)
+            await failures.WRONG_MEDIA_TYPE(scope, receive, send)
         elif not lifecycle.serving:
-            await failures.NOT_READY.response()(scope, receive, send)
+            await failures.NOT_READY(scope, receive, send)
         else:
             await sealed.handle(scope, receive, send, lambda: OhttpOpening(media, keys.find, padding))
 
     async def ehbp_or_refuse(scope: Scope, receive: Receive, send: Send) -> None:
         enc = _header(scope, ehbp.REQUEST_HEADER.encode()).decode("latin-1")
         if not enc:
-            await failures.PLAINTEXT_REFUSED.response()(scope, receive, send)
+            await failures.PLAINTEXT_REFUSED(scope, receive, send)
         elif not lifecycle.serving:
-            await failures.NOT_READY.response()(scope, receive, send)
+            await failures.NOT_READY(scope, receive, send)
         else:
             fields = tuple((name, value) for name, value in scope["headers"] if name in _EHBP_FIELDS)
             path = scope["path"]
@@ -103,7 +105,7 @@ def create_gateway(
                 scope, receive, send, lambda: EhbpOpening("POST", path, fields, enc, keys.ehbp_keys(), padding)
             )
 
-    # Past FastAPI, whose routing and middleware cost more than opening and sealing do (benchmarks/NOTES.md).
+    # These bypass FastAPI, whose routing and middleware cost more than opening and sealing (benchmarks/NOTES.md).
     hot = {("POST", path): ehbp_or_refuse for path in ROUTES}
     hot |= {("POST", path): ohttp_gateway for path in (GATEWAY_PATH, f"{GATEWAY_PATH}/{replica}")}
     hot["GET", "/.well-known/attestation"] = attestation
@@ -115,5 +117,5 @@ def create_gateway(
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
-    """The first value of a lower-case header name; empty where there is none."""
+    """The first value of a lower-case header name; empty if there is none."""
     return next((value for key, value in scope["headers"] if key == name), b"")

@@ -1,7 +1,7 @@
-"""The outer connections: how many, and what each may take of time and memory before it is cut.
+"""The outer connections: how many there may be, and how much time and memory each may take before it is cut.
 
-uvicorn's protocol on `httptools`, with what it leaves to a proxy in front. One sweep a second looks at all connections,
-which costs less than a timer for each.
+This is uvicorn's protocol on `httptools`, plus the limits that uvicorn leaves to a proxy in front of it. One sweep a
+second checks all connections, which costs less than a timer for each.
 """
 
 import asyncio
@@ -16,24 +16,25 @@ _AFTERWARDS_S = 3.0
 
 
 class Guard:
-    """What all connections of one server share. `connections`: how many may be open. `body_seconds`: for a body."""
+    """The state that all connections of one server share. `connections`: how many may be open. `body_seconds`: for a
+    body to arrive."""
 
     def __init__(self, connections: int, body_seconds: float, limits: GatewayLimits = LIMITS) -> None:
         self.connections = connections
-        # The request is answered 408 first; what still comes after that is cut.
+        # The request is answered 408 first; a connection that goes on sending is cut.
         self.body_seconds = body_seconds + _AFTERWARDS_S
         self.limits = limits
         self.open: set[GuardedProtocol] = set()
         self.cut = 0
-        """Connections that were ended for what they took."""
+        """Connections that were cut for exceeding a limit."""
         self._sweeping: asyncio.TimerHandle | None = None
 
     def protocol(self) -> type["GuardedProtocol"]:
-        """The protocol class for uvicorn, which makes its objects itself."""
+        """The protocol class for uvicorn, which makes the objects itself."""
         return cast(type[GuardedProtocol], type("GuardedProtocol", (GuardedProtocol,), {"guard": self}))
 
     def enter(self, connection: "GuardedProtocol") -> bool:
-        """Whether there is room for one more."""
+        """Counts a connection in. Returns whether there was room for it."""
         if len(self.open) >= self.connections:
             return False
         self.open.add(connection)
@@ -67,7 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self.guard.enter(self):
-            # Without an answer: writing one would cost what is missing.
+            # Without an answer: writing one would cost the resources that are short.
             transport.abort()
             return
         self._head_since = self.loop.time()
@@ -87,7 +88,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_size += len(data)
         super().data_received(data)
         limits = self.guard.limits
-        # The parser gives a line once it is whole, so one without an end is counted here.
+        # The parser reports a line once it is complete, so a line without an end is counted here.
         if (self._head_since is not None and self._head_size > limits.head) or len(self.pipeline) > limits.pipelined:
             self._cut()
 
@@ -123,7 +124,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def overdue(self, now: float) -> bool:
-        """Whether this connection has taken longer for something than it may."""
+        """Whether this connection has exceeded one of its times."""
         limits = self.guard.limits
         return (
             (self._head_since is not None and now - self._head_since > limits.head_seconds)

@@ -1,9 +1,9 @@
 """Evidence on a nonce. Nonces that arrive while a report is being made share the next one.
 
-A hardware report takes milliseconds to seconds and firmware limits their rate. So at most one round of collection
-runs, at most one starts per interval, and one report serves every client that asked meanwhile: their nonces are the
-leaves of one Merkle tree. What a flood of clients can take is bounded: nonces in a round, clients being answered, and
-the time for which one may read; all documents of a round share their bytes but for the proof.
+A hardware report takes milliseconds to seconds, and firmware limits their rate. So at most one round of collection runs
+at a time, at most one starts per interval, and one report serves every client that asked meanwhile: their nonces are
+the leaves of one Merkle tree. What a flood of clients can take is bounded: the nonces in a round, the clients being
+answered, and the time that each may read. All documents of a round share their bytes except the proof.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _QUERY = re.compile(rb"nonce=([0-9a-f]{64})")
 
 
 class EvidenceUnavailable(Exception):
-    """A device failed; or, where `soon`, something of a vendor's is still being fetched."""
+    """A device failed. `soon`: only a vendor's certificates are still being fetched."""
 
     def __init__(self, message: str = "", *, soon: bool = False) -> None:
         super().__init__(message)
@@ -33,15 +33,15 @@ class EvidenceUnavailable(Exception):
 
 
 class EvidenceBusy(EvidenceUnavailable):
-    """Too many clients wait."""
+    """Too many clients are waiting."""
 
 
 class EvidenceService:
-    """Collects rounds. `claims` gives what the backend claims at this moment.
+    """Collects rounds. `claims` returns the backend's current claims.
 
     `interval`: seconds between the starts of two rounds. `round_nonces`: different nonces in one round. `clients`:
-    clients that wait or are being answered. One more of either is refused. `send_seconds`: how long a client
-    may take to read its document. `refusal_seconds`: how long one that is refused waits for it.
+    clients that wait or are being answered. One more of either is refused. `send_seconds`: how long a client may take
+    to read its document. `refusal_seconds`: how long a refusal is held back.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class EvidenceService:
         self.failures = 0
 
     async def collected(self, nonce: bytes) -> Round:
-        """The round that has this 32-byte nonce. Raises `EvidenceUnavailable`, `EvidenceBusy`."""
+        """The round with this 32-byte nonce. Raises `EvidenceUnavailable`, `EvidenceBusy`."""
         waiting = self._waiting.get(nonce)
         if waiting is None:
             if len(self._waiting) >= self._round_nonces:
@@ -78,7 +78,7 @@ class EvidenceService:
             waiting = self._waiting[nonce] = asyncio.get_running_loop().create_future()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._rounds())
-        # Shielded: a client that goes away must not take the answer of another one with the same nonce along.
+        # Shielded: a client that leaves must not cancel the answer of another client with the same nonce.
         return await asyncio.shield(waiting)
 
     async def document(self, nonce: bytes) -> bytes:
@@ -89,7 +89,7 @@ class EvidenceService:
         """Answers `GET /.well-known/attestation?nonce=<64 hex digits>` (plain ASGI)."""
         found = _QUERY.fullmatch(scope["query_string"])
         if found is None:
-            await failures.BAD_NONCE.response()(scope, receive, send)
+            await failures.BAD_NONCE(scope, receive, send)
             return
         if self._answering >= self._clients:
             await self._refuse(scope, receive, send)
@@ -103,14 +103,14 @@ class EvidenceService:
         except EvidenceBusy:
             await self._refuse(scope, receive, send)
         except EvidenceUnavailable:
-            await failures.NO_EVIDENCE.response()(scope, receive, send)
+            await failures.NO_EVIDENCE(scope, receive, send)
         finally:
             self._answering -= 1
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Late: those who ask again at once would take all of the gateway's time."""
+        """Refuses after a pause: clients that retry at once would take all of the gateway's time."""
         await asyncio.sleep(self._refusal_seconds)
-        await failures.EVIDENCE_BUSY.response()(scope, receive, send)
+        await failures.EVIDENCE_BUSY(scope, receive, send)
 
     async def _rounds(self) -> None:
         loop = asyncio.get_running_loop()
@@ -122,16 +122,16 @@ class EvidenceService:
                 collected = await asyncio.to_thread(self._collector.collect, self._claims(), list(asked))
             except AttestationError as error:
                 self.failures += 1
-                # About devices and vendors: nothing of a client is in it. Clients are told a fixed text.
+                # The message is about devices and vendors and contains nothing of a client. Clients get a fixed text.
                 _log.error("collecting evidence failed: %(reason)s", {"reason": error})
                 for future in asked.values():
                     future.set_exception(EvidenceUnavailable(str(error), soon=isinstance(error, NotThereYet)))
-                    future.exception()  # Retrieved: whoever asked may be gone.
+                    future.exception()  # Marked as retrieved: the client may have left.
             else:
                 self.rounds += 1
                 for place, future in enumerate(asked.values()):
                     future.set_result(collected)
-                    # A round may have thousands, and each answer takes the loop's time: inference goes between them.
+                    # A round may have thousands of clients, and each answer takes the loop's time: let inference run.
                     if place % _TOGETHER == _TOGETHER - 1:
                         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""The web server of the gateway: where it listens, and how it ends."""
+"""The web server of the gateway: where it listens and how it ends."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ from adytum.inference.core.lifecycle import StepFailed
 from adytum.inference.gateway.edge.connections import Guard
 
 _KEEP_ALIVE_S = 75
-"""Longer than most clients and balancers keep an idle connection, so that no request meets one that is closing."""
+"""Longer than most clients and balancers keep an idle connection, so that no request arrives on a closing one."""
 _CUT_S = 5
-"""For the sealed errors of answers that were cut at the end of the drain."""
+"""For sending sealed errors to the answers that were cut at the end of the drain."""
 
 
-class Server(uvicorn.Server):
-    """uvicorn that leaves the process's end to us: engines have to be stopped after a signal.
+class GatewayServer(uvicorn.Server):
+    """uvicorn that does not end the process itself: engines must be stopped after a signal.
 
-    A first SIGTERM or SIGINT drains: nothing new is taken, and answers in progress have `drain_seconds`; after that
+    The first SIGTERM or SIGINT drains: no new request is accepted, and answers in progress have `drain_seconds` before
     `cut` ends them. A second signal does not wait.
     """
 
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self.config.load()
-        # A key that exists in memory only has no path to give to uvicorn.
+        # uvicorn would want a path, and a key that exists in memory only has none.
         self.config.ssl = self._context
         await super().serve(sockets)
 
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
         yield
 
     def drain(self) -> None:
-        """Ends the server as a signal does."""
+        """What a signal does."""
         if self.should_exit:
             self.force_exit = True
             self._cut()

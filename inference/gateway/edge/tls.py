@@ -1,4 +1,4 @@
-"""TLS of the outer connection: from files, or with a key made here whose SPKI hash is in the evidence."""
+"""TLS of the outer connection: from files, or with a key made here. Its SPKI hash is in the evidence."""
 
 import datetime
 import os
@@ -42,7 +42,7 @@ def generated(names: tuple[str, ...], now: datetime.datetime) -> tuple[ssl.SSLCo
     )
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.public_bytes(Encoding.PEM)
     context = _context()
-    # The ssl module reads keys from paths only; a memfd is one without a disk behind it.
+    # The ssl module reads keys from paths only; a memfd has a path and is not on a disk.
     memory = os.memfd_create("tls", os.MFD_CLOEXEC)
     try:
         os.write(memory, pem)

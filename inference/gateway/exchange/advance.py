@@ -6,10 +6,10 @@ from typing import Any
 
 
 def advance(awaitable: Awaitable[None]) -> Awaitable[None] | None:
-    """Runs a coroutine up to where it first waits: `None` where it ended, else what to await for its rest.
+    """Runs a coroutine until it first waits. Returns `None` if it has ended, else an awaitable for the rest of it.
 
-    Raises what it raises. Does what an eager task does (Python 3.12), without the task. What is no coroutine is given
-    back as it is.
+    Raises what the coroutine raises. This is an eager task (Python 3.12) without the task. An awaitable that is not a
+    coroutine is returned as it is.
     """
     if not isinstance(awaitable, Coroutine):
         return awaitable

@@ -1,7 +1,8 @@
-"""The engines as the gateway sees them: HTTP/1.1 over a Unix socket each.
+"""The engines as the gateway sees them: HTTP/1.1, over one Unix socket each.
 
-Written here because it is the hot path: a general client costs a third more per streamed chunk and more than twice as
-much per request (benchmarks/NOTES.md). The parsing is llhttp's, through `httptools`, which serves the outer side too.
+This client is our own because it is on the hot path: a general one costs a third more per streamed chunk and more than
+twice as much per request (benchmarks/NOTES.md). llhttp does the parsing, through `httptools`, which the outer side uses
+too.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ import httptools
 from adytum.inference.channel.bhttp import Fields
 from adytum.inference.gateway.admission.admission import EngineCall
 
-# The allow-list of an answer's header fields: nothing else that an engine says about itself is passed on.
+# The allow-list of an answer's header fields: no other field of an engine is passed on.
 _PASSED = (b"content-type", b"retry-after")
 _HEAD_LIMIT = 65_536
-# Unread bytes of one answer at which the engine is made to wait: a slow client slows its own engine request, no more.
+# With so many unread bytes of one answer its engine request has to wait: a slow client slows no other request.
 _HIGH_WATER = 256 * 1024
 _LOW_WATER = 64 * 1024
 _IDLE_CONNECTIONS = 64
@@ -25,19 +26,19 @@ _CONNECT_SECONDS = 2.0
 
 
 Sink = Callable[[bytes], Awaitable[None] | None]
-"""Takes a piece of an answer at once; gives what to wait for where it cannot take the next one yet."""
+"""Takes a piece of an answer at once. Returns an awaitable if it cannot take the next piece before that is done."""
 
 
 class EngineUnavailable(Exception):
-    """The engine did not take the request, or went away before its answer began."""
+    """The engine did not take the request, or closed the connection before its answer began."""
 
 
 class EngineCut(Exception):
-    """The engine went away, or broke HTTP, before its answer was complete."""
+    """The engine closed the connection, or violated HTTP, before its answer was complete."""
 
 
 class EngineAnswer(asyncio.Protocol):
-    """One connection to an engine, and the answer that is coming in on it. One request at a time."""
+    """One connection to an engine and the answer arriving on it. One request at a time."""
 
     def __init__(self, on_idle_lost: "Callable[[EngineAnswer], None]") -> None:
         self._on_idle_lost = on_idle_lost
@@ -84,7 +85,7 @@ class EngineAnswer(asyncio.Protocol):
             await self._wait()
 
     async def read(self) -> bytes:
-        """All that has come since the last call, waiting for something; empty at the end. Raises `EngineCut`."""
+        """All bytes since the last call; waits if there are none. Empty at the end. Raises `EngineCut`."""
         while not self._pieces:
             if self._complete:
                 return b""
@@ -94,10 +95,10 @@ class EngineAnswer(asyncio.Protocol):
         return self._take()
 
     async def pour(self, sink: Sink) -> None:
-        """All that comes into `sink`, to the end. Raises `EngineCut`, and what `sink` raises.
+        """Passes the whole answer to `sink` as it arrives. Raises `EngineCut`, and what `sink` raises.
 
-        `sink` is called where the event loop delivers the bytes: waking this task for each of them would cost as much
-        as sealing and writing them.
+        `sink` is called from `data_received`: waking this task for each piece would cost as much as sealing and writing
+        it.
         """
         while True:
             while self._pieces:
@@ -140,7 +141,7 @@ class EngineAnswer(asyncio.Protocol):
         )
 
     def rest(self) -> None:
-        """The connection goes back to its pool."""
+        """Marks the connection as back in its pool."""
         self._idle = True
 
     def abort(self) -> None:
@@ -166,7 +167,7 @@ class EngineAnswer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._idle or self._lost:
-            self.abort()  # An answer to nothing.
+            self.abort()  # Bytes that no request asked for.
             return
         try:
             self._parser.feed_data(data)
@@ -211,7 +212,7 @@ class EngineAnswer(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
-        # Asked here: afterwards the parser is at the next message, and always says no.
+        # Asked here: afterwards the parser has moved on to the next message and always returns false.
         self._kept_alive = self._parser.should_keep_alive()
 
 
@@ -225,22 +226,22 @@ class Engines:
         self._busy: dict[str, set[EngineAnswer]] = {name: set() for name in sockets}
 
     def open(self, name: str) -> None:
-        """From now on the model's engine gets requests."""
+        """Lets requests through to the model's engine."""
         self._open.add(name)
 
     def shut(self, name: str) -> None:
-        """No request goes to the model's engine any more, and those that it has are cut: their clients are told."""
+        """Lets no more requests through to the model's engine, and cuts those in progress. Their clients are told."""
         self._open.discard(name)
         for answer in (*self._busy[name], *self._idle[name]):
             answer.abort()
         self._idle[name].clear()
 
     def in_progress(self, name: str) -> int:
-        """Requests that the model's engine has."""
+        """The number of requests that the model's engine has."""
         return len(self._busy[name])
 
     async def send(self, call: EngineCall) -> EngineAnswer:
-        """The engine's answer once its head is there; hand it to `done` afterwards. Raises `EngineUnavailable`."""
+        """The engine's answer, once its head has arrived. Pass it to `done` afterwards. Raises `EngineUnavailable`."""
         name = call.model.id
         while name in self._open:
             is_new = not self._idle[name]
@@ -250,7 +251,7 @@ class Engines:
             except EngineUnavailable:
                 if is_new:
                     raise
-                # The engine had closed this idle connection: nothing of the request was taken.
+                # The engine had closed this idle connection and took nothing of the request.
                 continue
             return answer
         raise EngineUnavailable
@@ -280,7 +281,7 @@ class Engines:
         return answer
 
     def done(self, call: EngineCall, answer: EngineAnswer) -> None:
-        """Takes an answer's connection back, or closes it where the answer was not read to its end."""
+        """Takes an answer's connection back, or closes it if the answer was not read to its end."""
         self._busy[call.model.id].discard(answer)
         idle = self._idle[call.model.id]
         if answer.reusable and len(idle) < _IDLE_CONNECTIONS:

@@ -1,4 +1,4 @@
-"""Signs the receipts. The key is made at start, is in memory only, and its public half is in the evidence."""
+"""Signs the receipts. The key is made at start and kept in memory only; its public half is in the evidence."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ from adytum.inference.gateway.accounting.usage import Usage
 
 
 class Notary:
-    """`weights`: by model id, the root that the evidence names. `clock`: Unix seconds."""
+    """`weights`: by model id, the root hash that the evidence names. `clock`: Unix seconds."""
 
     def __init__(self, weights: Mapping[str, bytes], clock: Callable[[], float]) -> None:
         self._weights = weights
@@ -21,7 +21,7 @@ class Notary:
         """32 bytes (RFC 8032)."""
 
     def closing(self, exchange: Exchange, status: int, model: str | None = None, usage: Usage | None = None) -> Closing:
-        """What ends this answer. Without a `model` no engine was asked."""
+        """The function that makes this answer's trailers. `model` is omitted if no engine was asked."""
 
         def close(content: bytes) -> Fields:
             receipt = Receipt(

@@ -14,7 +14,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from adytum.inference.backend import start
 from adytum.inference.core.config import parse
+from adytum.inference.core.lifecycle import Lifecycle, Step
 from adytum.inference.engine.weights import weights
 from adytum.inference.gateway.edge import tls
 from tests.support import ROOT, config_text
@@ -39,6 +41,14 @@ def one_model(folder: Path, port: int = 0) -> str:
     text = text[: text.index("[[models]]")]
     text += f'[[models]]\nid = "demo/one"\ntask = "generate"\nsource = "{model}"\nmanifest = "{model / weights.NAME}"\n'
     return text
+
+
+def test_the_steps_are_those_of_the_life_in_their_order() -> None:
+    life = Lifecycle()
+    for step, _ in start._STEPS:
+        life.advance(step)
+    assert life.serving
+    assert [step for step, work in start._STEPS if work is None] == [Step.KEYS, Step.SELF_VERIFIED]
 
 
 def test_changed_weights_stop_the_start_before_any_engine(tmp_path: Path) -> None:

@@ -179,10 +179,10 @@ def test_the_commands_from_the_old_version_to_the_new(tmp_path: Path) -> None:
     run("release", "verify", at("r3.json"), "--key", public, "--minimum", "3", "--image", at("new.raw"))
     assert "the policy wants 4" in refused("release", "verify", at("r3.json"), "--key", public, "--minimum", "4")
     assert "not in the release" in refused("release", "verify", at("r3.json"), "--key", public, "--measurements", old)
-    assert "none of the release" in refused("release", "verify", at("r3.json"), "--key", public, "--image", old)
+    assert "not one of the release" in refused("release", "verify", at("r3.json"), "--key", public, "--image", old)
     assert "no signature" in refused("release", "verify", at("r3.json"), "--key", "03" * 32)
     assert "hexadecimal" in refused("release", "verify", at("r3.json"), "--key", "key")
-    assert "has to be higher" in refused(*second, "--sequence", "1", "--draining", at("r1.json"), "--out", at("r4.json"))  # fmt: skip  # noqa: E501
+    assert "must be higher" in refused(*second, "--sequence", "1", "--draining", at("r1.json"), "--out", at("r4.json"))  # fmt: skip  # noqa: E501
     run("release", "key", at("stranger.pem"))
     assert "no signature" in refused(*second[:-1], at("stranger.pem"), "--sequence", "4", "--draining", at("r1.json"), "--out", at("r4.json"))  # fmt: skip  # noqa: E501
     assert "not overwritten" in refused("release", "key", at("key.pem"))

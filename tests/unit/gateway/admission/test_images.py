@@ -23,7 +23,7 @@ def image_part(url: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def admit(*parts: Any, salt: str = SALT) -> tuple[list[Any], media.Media]:
+def admit(*parts: Any, salt: str = SALT) -> tuple[list[Any], media.MediaCost]:
     """The parts as an engine gets them."""
     body = json.loads(json.dumps({"messages": [{"role": "user", "content": parts}]}))
     found = media.admit(body, salt)
@@ -155,9 +155,9 @@ def test_every_place_where_an_image_can_stand_is_found() -> None:
 
 def test_a_tools_own_fields_are_left() -> None:
     call = {"type": "tool_use", "id": "1", "name": "f", "input": {"image_url": "https://x/", "audio_url": "y"}}
-    assert admit(call) == ([call], media.Media())
+    assert admit(call) == ([call], media.MediaCost())
     document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "words"}}
-    assert admit(document) == ([document], media.Media())
+    assert admit(document) == ([document], media.MediaCost())
 
 
 def test_number_bytes_and_pixels_are_bounded() -> None:

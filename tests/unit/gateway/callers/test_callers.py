@@ -183,7 +183,7 @@ def test_a_key_of_small_order_is_refused_since_anybody_signs_for_it(tmp_path: Pa
             assert small_order((y | sign).to_bytes(32, "little"))
     assert not any(small_order(Ed25519PrivateKey.generate().public_key().public_bytes_raw()) for _ in range(100))
     changes = {"authentication": f'"file"\nfile = "x"\nsigned_by = "{"0" * 64}"'}
-    with pytest.raises(ConfigError, match="anybody could sign"):
+    with pytest.raises(ConfigError, match="anyone can sign"):
         parse(config_text(port=0, runtime=tmp_path, changes=changes).encode())
 
 
@@ -311,7 +311,7 @@ def test_the_commands_make_a_list_that_a_backend_takes(tmp_path: Path) -> None:
     said = run(main, ["callers", "signing-key", str(signing)]).output
     public = said.split('"')[1]
     assert signing.stat().st_mode & 0o777 == 0o600
-    assert "is there already" in run(main, ["callers", "signing-key", str(signing)]).output
+    assert "exists, and is not overwritten" in run(main, ["callers", "signing-key", str(signing)]).output
     path = tmp_path / "list.toml"
     path.write_text(listed(3, entry("a", "k", "tokens_per_minute = 1000")))
     assert "serial 3, 1 callers" in run(main, ["callers", "sign", str(path), "--key", str(signing)]).output

@@ -15,6 +15,7 @@ import pytest
 
 from adytum.inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
 from adytum.inference.channel.bhttp import Content, Trailers
+from adytum.inference.channel.exchange import OuterHead
 from adytum.inference.channel.receipts import TRAILER, Receipt
 from adytum.inference.channel.shaping import Cells
 from adytum.inference.core.config import parse
@@ -238,8 +239,7 @@ def test_a_tick_that_was_missed_is_not_made_up_for() -> None:
                 await asyncio.sleep(0.11)  # A client that does not read.
 
         paced = Paced(send, Cells(256, 4, 0.02))
-        await paced({"type": "http.response.start", "status": 200, "headers": []})
-        await paced({"type": "http.response.body", "body": bytes(256 * 8), "more_body": False})
+        await paced.whole((OuterHead(200, ()), bytes(256 * 8)))
         return sent
 
     sent = asyncio.run(run())
