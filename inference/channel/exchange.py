@@ -1,10 +1,10 @@
-"""One request and its one answer, the same for the gateway whichever protocol carried it.
+"""One request and its one answer. The gateway uses the same interface for both protocols.
 
-`OhttpOpening` and `EhbpOpening` take the sealed request as it arrives; `open()` gives the `Exchange` that alone can
-answer it, in one piece (`answer`) or as a stream (`begin`, `data`, `end`).
+`OhttpOpening` and `EhbpOpening` take the sealed request as it arrives. `open()` returns the `Exchange`, the only object
+that can answer this request: in one piece (`answer`) or as a stream (`begin`, `data`, `end`).
 
-Where the answer's shape is constant, all that these give is whole cells: `data` only keeps what came, `cell` gives the
-next cell, and `end` and `answer` give all cells to the last one.
+If the answer's shape is constant, these methods return whole cells only: `data` keeps what it is given, `cell` returns
+the next cell, and `end` and `answer` return all cells to the last one.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ Headers = tuple[tuple[bytes, bytes], ...]
 """Headers of the outer HTTP response."""
 
 Closing = Callable[[bytes], Fields]
-"""Gives an answer's trailers, from the SHA-256 of its content."""
+"""Returns an answer's trailers, from the SHA-256 of its content."""
 
 Shape = Padding | Cells
-"""What is done about an answer's lengths."""
+"""How an answer's length is hidden."""
 
 _PIECE = 16_384
-"""Plaintext bytes per chunk of a whole answer: what every receiver of chunked OHTTP takes."""
+"""Plaintext bytes per chunk of a whole answer. Every receiver of chunked OHTTP accepts that many."""
 _EVENT_STREAM = b"text/event-stream"
-# RFC 10036 asks intermediaries not to buffer; X-Accel-Buffering is nginx's word for it.
+# Both ask intermediaries not to buffer: RFC 10036's field and nginx's.
 _UNBUFFERED: Headers = ((b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store"))
 
-# EHBP's head is in the clear, and TLS shows its length: with constant answers a field fills it up to this many bytes.
+# EHBP's head is outside the seal, and TLS reveals its length. For constant answers a field fills it to this many bytes.
 _HEAD_LENGTH = 512
 _HEAD_FILL = b"x-fill"
 
@@ -65,7 +65,7 @@ _NEXT: dict[_State, dict[_Step, _State]] = {
 
 @dataclass(frozen=True)
 class InnerRequest:
-    """What the client asked, opened."""
+    """The client's request, opened."""
 
     method: str
     path: str
@@ -85,24 +85,24 @@ class OuterHead:
 
 
 class Exchange(ABC):
-    """Answers one opened request. `enc` names it for the replay check."""
+    """Answers one opened request. `enc` identifies it in the replay check."""
 
     can_stream: bool
     has_trailers: bool
-    """Whether the protocol carries trailers; where it does not, `closing` is not called."""
+    """Whether the protocol carries trailers. If it does not, `closing` is not called."""
     enc: bytes
     message: bytes
-    """The opened request as it was sealed."""
+    """The opened request, byte for byte as it was sealed."""
     key_configuration: bytes
-    """What the request was sealed to (RFC 9458, 3)."""
+    """The key configuration that the request was sealed to (RFC 9458, 3). Empty for EHBP."""
     recipient: bytes
-    """The public key in it."""
+    """The public key that the request was sealed to."""
     cells: Cells | None
-    """The shape of a constant answer."""
+    """The shape of a constant answer, otherwise `None`."""
 
     def __init__(self, padding: Shape) -> None:
         if padding is Padding.CONSTANT:
-            raise ValueError("a constant answer needs its cells")
+            raise ValueError("a constant answer needs its cells: pass Cells instead of Padding.CONSTANT")
         self._padding = padding
         self.cells = padding if isinstance(padding, Cells) else None
         self._state = _State.OPENED
@@ -117,7 +117,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def request(self) -> InnerRequest:
-        """The opened request. Raises `MalformedMessage`, to be answered inside the seal."""
+        """The opened request. Raises `ChannelError`, which the gateway answers inside the seal."""
 
     def answer(
         self, status: int, fields: Fields, body: bytes, closing: Closing | None = None
@@ -143,8 +143,8 @@ class Exchange(ABC):
         return self._begin(status, fields)
 
     def data(self, data: bytes) -> bytes:
-        """Sealed bytes for `data`, which is what became ready together; may be empty (half an event)."""
-        # Once per streamed event, so not through `_step`, which takes ten times as long.
+        """The sealed bytes for `data`, which became ready together. Empty for cells and if no event is complete yet."""
+        # This runs for every streamed event, and `_step` takes ten times as long as this comparison.
         if self._state is not _State.STREAMING:
             self._step(_Step.DATA)
         if self._events is not None:
@@ -159,18 +159,18 @@ class Exchange(ABC):
 
     @property
     def waiting(self) -> int:
-        """Bytes of a constant stream that no cell has taken yet."""
+        """Bytes of a constant stream that are not in a cell yet."""
         return self._stream.waiting if self._stream is not None else 0
 
     def cell(self) -> bytes:
-        """The next cell of a constant stream, with what is ready."""
+        """The next cell of a constant stream: the events that are ready, and padding."""
         self._step(_Step.DATA)
         if self._stream is None:
-            raise ExchangeMisuse("this answer is not made of cells")
+            raise ExchangeMisuse("this answer does not consist of cells")
         return self._stream.cell()
 
     def end(self, closing: Closing | None = None) -> bytes:
-        """The authenticated end. A stream left without it reads as cut. Ends the exchange."""
+        """The authenticated end. A client treats a stream without it as truncated. Ends the exchange."""
         self._step(_Step.END)
         if self._stream is not None:
             return self._stream.finish(lambda content: self._end_of_message(self._trailers(closing, content)))
@@ -208,7 +208,7 @@ class Exchange(ABC):
 
 
 class OhttpOpening:
-    """Takes an encapsulated request's bytes."""
+    """Takes an encapsulated request as it arrives."""
 
     def __init__(self, media: ohttp.Media, keys: ohttp.Keys, padding: Shape, limits: Limits = DEFAULT_LIMITS) -> None:
         self._media = media
@@ -217,14 +217,14 @@ class OhttpOpening:
         self._opener = ohttp.RequestOpener(media, keys, limits)
         self._begun = _Begun(bhttp.Decoder("request", limits), [], 0)
         self.looked = False
-        """Whether `fields` was of use, or cannot be any more."""
+        """Whether `fields` has already looked for the header. It looks only once."""
 
     def feed(self, data: bytes) -> None:
         """Raises `ChannelError`."""
         self._opener.feed(data)
 
     def fields(self) -> Fields | None:
-        """The header, once, when it is authentic; `None` where the first chunk does not have all of it."""
+        """The header, once, as soon as it is authentic; `None` if the first chunk does not contain all of it."""
         if self.looked or not (opened := self._opener.opened):
             return None
         self.looked = True
@@ -233,7 +233,7 @@ class OhttpOpening:
             events = decoder.feed(opened)
         except ChannelError:
             self._begun = _Begun(bhttp.Decoder("request", self._limits), [], 0)
-            return None  # Told inside the seal, once the message is open.
+            return None  # `request()` raises the error again, to be answered inside the seal.
         self._begun = _Begun(decoder, events, len(opened))
         return events[0].fields if events and isinstance(events[0], RequestHead) else None
 
@@ -242,7 +242,7 @@ class OhttpOpening:
         return self._exchange(*self._opener.finish())
 
     def abandon(self) -> Exchange:
-        """For an answer that needs nothing more of the request. Raises `ChannelError`."""
+        """The exchange for an answer that does not need the rest of the request. Raises `ChannelError`."""
         return self._exchange(b"", self._opener.abandon())
 
     def _exchange(self, message: bytes, sealer: ohttp.ResponseSealer) -> Exchange:
@@ -252,7 +252,7 @@ class OhttpOpening:
 
 @dataclass(frozen=True, repr=False)
 class _Begun:
-    """A message of which the decoder has had the first bytes, `length` of them."""
+    """A message whose first `length` bytes the decoder has already read, and the events in them."""
 
     decoder: bhttp.Decoder
     events: list[bhttp.Event]
@@ -315,7 +315,7 @@ class _OhttpExchange(Exchange):
     def _in_cells(self, message: bytes, cells: Cells) -> bytes:
         if self._media.chunked:
             return whole(cells, OhttpBox(self._sealer, cells.size), message)
-        # One ciphertext, as long as cells are.
+        # One ciphertext, as long as the cells together.
         around = len(self._sealer.nonce) + TAG_LENGTH
         total = cells.total(-(-(len(message) + around) // cells.size)) * cells.size
         return self._sealer.whole(message + bytes(total - around - len(message)))
@@ -342,7 +342,7 @@ class _OhttpExchange(Exchange):
 
 
 class EhbpOpening:
-    """Takes an EHBP request's body. `method`, `path` and `fields` came in the clear."""
+    """Takes an EHBP request's body as it arrives. `method`, `path` and `fields` came outside the seal."""
 
     def __init__(
         self,
@@ -358,7 +358,7 @@ class EhbpOpening:
         self._padding = padding
         self._opener = ehbp.RequestOpener(header, keys, limits)
         self.looked = False
-        """Whether `fields` was of use, or cannot be any more."""
+        """Whether `fields` has already looked for the header. It looks only once."""
 
     def feed(self, data: bytes) -> None:
         """Raises `ChannelError`."""
@@ -369,14 +369,14 @@ class EhbpOpening:
         return self._exchange(*self._opener.finish())
 
     def fields(self) -> Fields | None:
-        """The header, once, when a frame was opened: nothing is answered to who cannot seal."""
+        """The header, once, after a frame has opened: a client that cannot seal a frame gets no answer."""
         if self.looked or not self._opener.recipient:
             return None
         self.looked = True
         return self._clear[2]
 
     def abandon(self) -> Exchange:
-        """For an answer that needs nothing more of the request. Raises `ChannelError`."""
+        """The exchange for an answer that does not need the rest of the request. Raises `ChannelError`."""
         return self._exchange(b"", self._opener.abandon())
 
     def _exchange(self, body: bytes, sealer: ehbp.ResponseSealer) -> Exchange:

@@ -95,16 +95,16 @@ def test_what_is_added_is_bounded(size: int, least: int, needed: int) -> None:
 
 @pytest.mark.parametrize("wrong", [(255, 4, 0.1), (16_385, 4, 0.1), (256, 0, 0.1), (256, 4, 0.0), (256, 4, -1.0)])
 def test_cells_that_cannot_be(wrong: tuple[int, int, float]) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match=r"^these cells cannot be made: size, least or cadence_s is out of range$"):
         Cells(*wrong)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_name_alone_is_no_shape(protocol: str) -> None:
-    """An exchange that was told "constant" without numbers must not seal anything in another way."""
-    with pytest.raises(ValueError, match="needs its cells"):
+    """An exchange with the mode "constant" but no numbers must not fall back to another mode."""
+    with pytest.raises(ValueError, match=r"^a constant answer needs its cells: pass Cells instead"):
         PROTOCOLS[protocol](Padding.CONSTANT)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not made by a padder"):
+    with pytest.raises(ValueError, match=r"^a padder does not make cells: use CellStream$"):
         EventPadder(Padding.CONSTANT)
 
 
