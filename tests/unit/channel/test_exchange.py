@@ -19,9 +19,10 @@ from adytum.inference.channel.errors import (
     TruncatedMessage,
     UnknownKey,
 )
-from adytum.inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, OuterHead, Shape
+from adytum.inference.channel.exchange import Exchange, OuterHead, Shape
 from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.limits import Limits
+from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.channel.padding import EVENT_BUCKET, Padding, bucket
 from tests.unit.channel.support import (
     SLOW_FUZZ,

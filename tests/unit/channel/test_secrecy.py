@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from adytum.inference.channel import bhttp, ehbp, hpke, ohttp
 from adytum.inference.channel.bhttp import RequestHead, ResponseHead
-from adytum.inference.channel.exchange import EhbpOpening, InnerRequest, OhttpOpening
+from adytum.inference.channel.exchange import InnerRequest
 from adytum.inference.channel.hpke import AeadId, KdfId, KemId, Suite
+from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.channel.padding import EventPadder, Padding
 from tests.unit.channel.support import MEDIA, configuration, held, recipient, refused
 
