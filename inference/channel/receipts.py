@@ -63,19 +63,17 @@ class Receipt:
     spent: Spent | None
 
     def sign(self, key: Ed25519PrivateKey) -> bytes:
-        """The compact JWS. Its length does not depend on the token counts."""
+        """The compact JWS. Its length depends neither on the token counts nor on `exact`."""
         payload = self._payload()
-        # The trailer's length is visible on the wire, so it must not depend on how many digits a count has. JSON allows
-        # spaces after the document.
-        numbers = (
-            "".join(
-                str(number)
-                for number in (self.spent.prompt_tokens, self.spent.cached_tokens, self.spent.completion_tokens)
-            )
-            if self.spent is not None
+        # The trailer's length is visible on the wire, so it must not depend on how many digits a count has, nor on
+        # `exact`. JSON allows spaces after the document.
+        spent = self.spent
+        hidden = (
+            f"{spent.prompt_tokens}{spent.cached_tokens}{spent.completion_tokens}{spent.exact}"
+            if spent is not None
             else ""
         )
-        length = len(payload) - len(numbers) + 3 * _DIGITS + len("false")
+        length = len(payload) - len(hidden) + 3 * _DIGITS + len("false")
         payload += b" " * (-(-length // _STEP) * _STEP - len(payload))
         signed = _HEAD + b"." + _encode(payload)
         return signed + b"." + _encode(key.sign(signed))
