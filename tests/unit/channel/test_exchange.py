@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from adytum.inference.channel import bhttp, ehbp, hpke, ohttp
 from adytum.inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead
-from adytum.inference.channel.errors import (
-    ExchangeMisuse,
-    MalformedMessage,
-    MessageTooLarge,
-    OpenFailed,
-    TruncatedMessage,
-    UnknownKey,
-)
+from adytum.inference.channel.errors import ExchangeMisuse, TruncatedMessage
 from adytum.inference.channel.exchange import Exchange, OuterHead, Shape
 from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.limits import Limits
@@ -286,51 +279,3 @@ def test_a_bad_header_line_ends_the_exchange_and_seals_nothing(protocol: str) ->
         assert type(refused(exchange.begin, 200, bad)) is ExchangeMisuse
         assert type(refused(exchange.data, b"x")) is ExchangeMisuse
         assert type(refused(exchange.end)) is ExchangeMisuse
-
-
-# Openings.
-
-
-def opening(media: ohttp.Media, message: bytes, limits: Limits | None = None) -> OhttpOpening:
-    offered = configuration(KemId.X25519)
-    sealer = ohttp.RequestSealer(media, offered)
-    request = sealer.start() + sealer.final(message) if media.chunked else sealer.whole(message)
-    found = OhttpOpening(media, held(offered), Padding.PAD, limits or Limits())
-    found.feed(request)
-    return found
-
-
-@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
-@pytest.mark.parametrize("message", [b"", b"\x00", b"\x01\x40\xc8", b"\x09", bhttp.encode(ASK, BODY) + b"\x01"])
-def test_a_bad_message_is_answered_inside_the_seal(media: ohttp.Media, message: bytes) -> None:
-    exchange = opening(media, message).open()
-    assert isinstance(refused(exchange.request), MalformedMessage)
-    head, sealed = exchange.answer(400, JSON, b"{}")
-    assert head.status == 200
-    assert len(sealed) > bucket(1)
-
-
-def test_limits_reach_the_message() -> None:
-    exchange = opening(ohttp.CHUNKED, bhttp.encode(ASK, BODY), Limits(field_lines=1)).open()
-    assert type(refused(exchange.request)) is MessageTooLarge
-
-
-@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
-def test_nothing_opens_from_a_bad_request(media: ohttp.Media) -> None:
-    nothing = OhttpOpening(media, held(), Padding.PAD)
-    assert type(refused(nothing.open)) is TruncatedMessage
-    unknown = OhttpOpening(media, held(), Padding.PAD)
-    assert type(refused(unknown.feed, bytes(100))) is UnknownKey
-    assert type(refused(unknown.open)) is ExchangeMisuse
-    changed = opening(media, bhttp.encode(ASK, BODY))
-    changed.feed(b"\x00")
-    assert type(refused(changed.open)) is OpenFailed
-    assert type(refused(changed.open)) is ExchangeMisuse
-
-
-@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
-def test_an_opening_opens_once(media: ohttp.Media) -> None:
-    once = opening(media, bhttp.encode(ASK, BODY))
-    once.open()
-    assert type(refused(once.open)) is ExchangeMisuse
-    assert type(refused(once.feed, b"")) is ExchangeMisuse
