@@ -58,7 +58,7 @@ class KeyConfiguration:
             return None
         at = 3 + PUBLIC_KEY_LENGTH[kem]
         pairs = data[at + 2 :]
-        if len(data) < at + 2 or int.from_bytes(data[at : at + 2], "big") != len(pairs) or not pairs or len(pairs) % 4:
+        if int.from_bytes(data[at : at + 2], "big") != len(pairs) or not pairs or len(pairs) % 4:
             raise MalformedMessage("a key configuration's lengths do not add up")
         known: list[tuple[KdfId, AeadId]] = []
         for i in range(0, len(pairs), 4):
@@ -87,7 +87,7 @@ def decode_list(data: bytes) -> tuple[KeyConfiguration, ...]:
     while at < len(data):
         length = int.from_bytes(data[at : at + 2], "big")
         item = data[at + 2 : at + 2 + length]
-        if len(data) < at + 2 or len(item) != length:
+        if len(item) != length:
             raise MalformedMessage("the list of key configurations is truncated")
         configuration = KeyConfiguration.decode(item)
         if configuration is not None:

@@ -163,7 +163,7 @@ def _number(value: Any) -> int:
 def _digest(value: Any) -> bytes:
     if not isinstance(value, str):
         raise TypeError
-    found = _decode(value.encode("ascii", "replace"))
+    found = _decode(value.encode())
     if len(found) != 32:
         raise ValueError
     return found

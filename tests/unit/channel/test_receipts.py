@@ -143,7 +143,24 @@ def test_what_is_signed_but_no_receipt_is_refused(payload: str) -> None:
         Receipt.verify(sign(payload.encode()), PUBLIC)
 
 
-@pytest.mark.parametrize("change", [{"status": True}, {"iat": -1}, {"model": 1}, {"usage": {"prompt_tokens": 1}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": True},
+        {"iat": -1},
+        {"model": 1},
+        {"usage": {"prompt_tokens": 1}},
+        {"enc": None},
+        {"enc": "AQ" * 21 + "\xe4"},
+        {"enc": "AQ" * 21 + "\ud800"},
+        {"enc": "A" * 42},
+        {"enc": "A" * 44},
+        {"enc": "A" * 42 + "B"},
+        {"enc": "A" * 43 + "="},
+        {"enc": "A" * 42 + "?A"},
+    ],
+    ids=str,
+)
 def test_a_value_of_another_kind_is_refused(change: dict[str, object]) -> None:
     payload = RECEIPT.sign(KEY).split(b".")[1]
     document = json.dumps({**json.loads(_raw(payload)), **change}).encode()

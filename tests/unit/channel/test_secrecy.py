@@ -65,6 +65,7 @@ def objects() -> list[object]:
 def test_a_repr_shows_names_only(item: object) -> None:
     for text in (repr(item), str(item), f"{item}", repr([item])[1:-1]):
         assert NAMES_ONLY.fullmatch(text), text
+        assert type(item).__name__ in text
 
 
 def test_the_pattern_can_fail() -> None:

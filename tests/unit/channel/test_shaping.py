@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -9,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adytum.inference.channel import bhttp, ohttp
+from adytum.inference.channel import bhttp, ehbp, ohttp
 from adytum.inference.channel.bhttp import Content, Fields, ResponseHead, Trailers
 from adytum.inference.channel.errors import ExchangeMisuse, TruncatedMessage
 from adytum.inference.channel.exchange import Exchange, OuterHead
 from adytum.inference.channel.limits import Limits
 from adytum.inference.channel.padding import EventPadder, Padding
-from adytum.inference.channel.shaping import Cells
+from adytum.inference.channel.shaping import Cells, EhbpBox
 from tests.unit.channel.support import SLOW_FUZZ, cuts, pieces, refused, server_sent_events
 from tests.unit.channel.test_exchange import BODY, EVENTS, JSON, Client, over_ehbp, over_ohttp
 
@@ -326,6 +327,116 @@ def test_no_chunk_is_longer_than_every_receiver_takes(size: int) -> None:
     first, *rest = decoder.feed(opener.feed(sealed) + opener.finish()) + decoder.finish()
     assert isinstance(first, ResponseHead)
     assert b"".join(e.data for e in rest if isinstance(e, Content)).count(b"x") == 40_000
+
+
+# Exact sizes: each test tries every length around a limit.
+
+TAIL = re.compile(rb"(?:: *\n\n|\n{0,2})")
+"""What may follow a stream's last event: one comment, or line ends, which no client reads as content."""
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_every_length_of_the_last_event_leaves_a_whole_comment(protocol: str) -> None:
+    cells = shape(256, 2)
+    for length in range(300):
+        exchange, client = PROTOCOLS[protocol](cells)
+        closing = b'data: {"error":"' + b"x" * length + b'"}\n\n'
+        head, sealed = send(exchange, [closing])
+        count = count_cells(protocol, cells, sealed)
+        assert count in (2, 4)
+        status, fields, plain = client.read(head, sealed)
+        assert (status, fields) == (200, EVENTS)
+        before, found, after = plain.partition(closing)
+        assert found
+        assert re.fullmatch(rb"(?:: *\n\n)*", before)
+        # In chunked OHTTP the padding after the end is binary HTTP's own.
+        assert after == b"" if protocol == "chunked" else TAIL.fullmatch(after)
+
+
+@pytest.mark.parametrize("size", range(10))
+def test_what_fills_an_ehbp_cell(size: int) -> None:
+    sealer = ehbp.ResponseSealer(bytes(32), bytes(32))
+    assert EhbpBox(sealer, 256, is_stream=False).fill(size) == b" " * size
+    events = EhbpBox(sealer, 256, is_stream=True).fill(size)
+    assert events == (b":" + b" " * (size - 3) + b"\n\n" if size >= 3 else b"\n" * size)
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_every_length_of_an_event_around_the_cells_room(protocol: str) -> None:
+    cells = shape(256, 8)
+    for length in range(1, 256):
+        exchange, client = PROTOCOLS[protocol](cells)
+        one = b"data:" + b"x" * length + b"\n\n"
+        head, sealed = exchange.begin(200, EVENTS)
+        exchange.data(one)
+        sealed += b"".join(exchange.cell() for _ in range(4)) + exchange.end()
+        assert count_cells(protocol, cells, sealed) == 8
+        plain = client.read(head, sealed)[2]
+        assert plain.startswith(one)
+        assert re.fullmatch(rb"(?:: *\n\n|\n)*", plain.removeprefix(one))
+
+
+def test_a_full_cell_has_no_comment() -> None:
+    """Events that fill cells exactly follow each other without a byte between them."""
+    exchange, client = PROTOCOLS["ehbp"](shape(256, 4))
+    one = b"data:" + b"x" * (256 - 4 - 16 - 7) + b"\n\n"
+    head, sealed = exchange.begin(200, EVENTS)
+    for _ in range(3):
+        exchange.data(one)
+        sealed += exchange.cell()
+        assert exchange.waiting == 0
+    assert client.read(head, sealed)[2] == one * 3
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_whole_events_wait_and_the_start_of_one_is_held(protocol: str) -> None:
+    exchange, _ = PROTOCOLS[protocol](shape())
+    exchange.begin(200, EVENTS)
+    exchange.data(event("a") + event("b") + event("c")[:-1])
+    assert exchange.waiting == len(event("a") + event("b"))
+    exchange.data(b"\n")
+    assert exchange.waiting == len(event("a") + event("b") + event("c"))
+    # A blank line alone is complete, and so is not held.
+    exchange.data(b"\n\n")
+    assert exchange.waiting == len(event("a") + event("b") + event("c")) + 2
+    # A closing event is held, with what follows.
+    exchange.data(event("d") + DONE + event("e"))
+    assert exchange.waiting == len(event("a") + event("b") + event("c") + event("d")) + 2
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_a_closing_event_is_held_up_to_exactly_one_mebibyte(protocol: str) -> None:
+    limit = 1024 * 1024
+    rest = b"data: cut"
+    for size, freed in ((limit, False), (limit + 1, True)):
+        exchange, _ = PROTOCOLS[protocol](shape())
+        exchange.begin(200, EVENTS)
+        after = event("x" * (size - len(DONE + event("") + rest + event("y")))) + event("y")
+        exchange.data(event("a") + DONE + after + rest)
+        assert len(DONE + after + rest) == size
+        assert exchange.waiting == len(event("a") + DONE + after if freed else event("a"))
+
+
+@pytest.mark.parametrize("grows", [0, 9])
+def test_every_length_of_the_trailers(grows: int) -> None:
+    """The trailers may come out a few bytes longer than when their length was tried, as receipts may."""
+    cells = shape(256, 2)
+    for length in range(240):
+        exchange, client = over_ohttp(ohttp.CHUNKED, cells)
+        head, sealed = exchange.begin(200, EVENTS)
+        exchange.data(event("word"))
+        sealed += exchange.cell()
+        asked: list[bytes] = []
+
+        def closing(digest: bytes, length: int = length, asked: list[bytes] = asked) -> Fields:
+            asked.append(digest)
+            return ((b"t", b"." * (length + (grows if len(asked) > 1 else 0))),)
+
+        sealed += exchange.end(closing)
+        assert count_cells("chunked", cells, sealed) in (2, 4)
+        assert len(asked) == 2
+        _, _, plain = client.read(head, sealed)
+        assert hashlib.sha256(plain).digest() == asked[1]
 
 
 # Order of steps.
