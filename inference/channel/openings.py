@@ -21,7 +21,8 @@ _PIECE = 16_384
 # Both ask intermediaries not to buffer: RFC 10036's field and nginx's.
 _UNBUFFERED: Headers = ((b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store"))
 
-# EHBP's head is outside the seal, and TLS reveals its length. For constant answers a field fills it to this many bytes.
+# EHBP's head is outside the seal, and TLS reveals its length. For constant answers the value of a field fills the head to
+# this many bytes, the field's own name not counted.
 _HEAD_LENGTH = 512
 _HEAD_FILL = b"x-fill"
 

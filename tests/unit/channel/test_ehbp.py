@@ -64,6 +64,11 @@ BODY = b"".join(FRAMES)
 SECRET = CONTEXT.export(b"ehbp response", 32)
 
 
+def test_names_on_the_wire() -> None:
+    assert (ehbp.REQUEST_HEADER, ehbp.RESPONSE_HEADER) == ("ehbp-encapsulated-key", "ehbp-response-nonce")
+    assert ehbp.KEY_CONFIG_PROBLEM == "urn:ietf:params:ehbp:error:key-config"
+
+
 def test_derive_vector() -> None:
     vector = wire_vector("ehbp-derive.json")
     sequence = ehbp.response_sequence(

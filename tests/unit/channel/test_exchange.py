@@ -157,7 +157,9 @@ def test_a_stream(protocol: str, padding: Padding) -> None:
     exchange, client = PROTOCOLS[protocol](padding)
     events = [b'data: {"token": "' + b"x" * size + b'"}\n\n' for size in (1, 30, 400)] + [b"data: [DONE]\n\n"]
     head, sealed = exchange.begin(200, EVENTS)
-    assert {(b"incremental", b"?1"), (b"x-accel-buffering", b"no")} <= set(head.headers)
+    assert {(b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store")} <= set(
+        head.headers
+    )
     lengths = []
     for event in events:
         piece = exchange.data(event)

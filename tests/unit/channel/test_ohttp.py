@@ -4,8 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyhpke
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,6 +154,48 @@ def test_the_whole_vectors_intermediate_values() -> None:
     assert prk == unhex(vector["prk"])
     assert hpke.expand(prk, b"key", 16) == unhex(vector["response_key"])
     assert hpke.expand(prk, b"nonce", 12) == unhex(vector["response_base_nonce"])
+
+
+# A second implementation, spelled out from RFC 9458, 4.3 and 4.4, and draft -08, 6, over pyhpke and the library's HKDF.
+
+LABELS = {
+    "message/ohttp-req": (b"message/bhttp request", b"message/bhttp response"),
+    "message/ohttp-chunked-req": (b"message/bhttp chunked request", b"message/bhttp chunked response"),
+}
+
+
+@pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
+def test_a_client_on_other_primitives(media: Media) -> None:
+    offered = KeyConfiguration(9, KemId.X25519, recipient(KemId.X25519).public_bytes)
+    request_label, response_label = LABELS[media.request]
+    header = unhex("09 0020 0001 0002")
+    suite = pyhpke.CipherSuite.new(
+        pyhpke.KEMId.DHKEM_X25519_HKDF_SHA256, pyhpke.KDFId.HKDF_SHA256, pyhpke.AEADId.AES256_GCM
+    )
+    public = pyhpke.KEMKey.from_pyca_cryptography_key(X25519PublicKey.from_public_bytes(offered.public_key))
+    enc, context = suite.create_sender_context(public, info=request_label + b"\x00" + header)
+    request = header + enc
+    if media.chunked:
+        request += b"\x18" + context.seal(b"question", b"") + b"\x00" + context.seal(b"?", b"final")
+    else:
+        request += context.seal(b"question?", b"")
+
+    received, response = open_request(media, [request], held(offered))
+    assert received == b"question?"
+    answer = response.start() + response.chunk(b"ans") + response.final(b"wer") if media.chunked else b""
+    answer = answer or response.whole(b"answer")
+
+    nonce, sealed = answer[:32], answer[32:]
+    prk = HKDF.extract(hashes.SHA256(), enc + nonce, context.export(response_label, 32))
+    key = AESGCM(HKDFExpand(hashes.SHA256(), 32, b"key").derive(prk))
+    base = int.from_bytes(HKDFExpand(hashes.SHA256(), 12, b"nonce").derive(prk), "big")
+    if not media.chunked:
+        assert key.decrypt(base.to_bytes(12, "big"), sealed, b"") == b"answer"
+        return
+    assert sealed[:1] == b"\x13"
+    assert key.decrypt(base.to_bytes(12, "big"), sealed[1:20], b"") == b"ans"
+    assert sealed[20:21] == b"\x00"
+    assert key.decrypt((base ^ 1).to_bytes(12, "big"), sealed[21:], b"final") == b"wer"
 
 
 def test_media_types() -> None:

@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from adytum.inference.channel.padding import EVENT_BUCKET, MESSAGE_BUCKET, EventPadder, Padding, bucket, pad_json
 from tests.unit.channel.support import FUZZ, cuts, one_by_one, pieces, server_sent_events
 
+
+def test_the_names_and_numbers_of_the_readme() -> None:
+    assert [*Padding] == ["off", "pad", "constant"]
+    assert (EVENT_BUCKET, MESSAGE_BUCKET) == (512, 1024)
+
+
 # Whole messages.
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adytum.inference.channel.errors import ChannelError, MalformedMessage, OpenFailed
-from adytum.inference.channel.receipts import Receipt, Spent, digest
+from adytum.inference.channel.receipts import TRAILER, Receipt, Spent, digest
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -87,6 +87,10 @@ def test_counts_of_nothing_and_numbers_of_any_size_are_read() -> None:
     for count in (0, 1, 10**10 - 1, 10**10, 10**30):
         receipt = replace(RECEIPT, status=count, issued_at=count, spent=replace(SPENT, prompt_tokens=count))
         assert Receipt.verify(receipt.sign(KEY), PUBLIC) == receipt
+
+
+def test_the_trailers_name() -> None:
+    assert TRAILER == b"adytum-receipt"
 
 
 def test_the_digest() -> None:

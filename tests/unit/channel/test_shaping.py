@@ -225,6 +225,9 @@ def test_streams_errors_and_whole_answers_that_fit_look_the_same(protocol: str) 
         head, sealed = exchange.answer(status, JSON, body)
         seen.add((wire_length(head), tuple(frames(protocol, sealed))))
     assert len(seen) == 1
+    if protocol == "ehbp":
+        assert {length for length, _ in seen} == {512 + len("x-fill: \r\n")}
+        assert [set(value) for name, value in head.headers if name == b"x-fill"] == [set(b"0")]
 
 
 def before(client: Client, head: OuterHead, sealed: bytes, count: int) -> bytes:
