@@ -18,11 +18,11 @@ from adytum.inference.channel.shaping import Cells, CellStream, EhbpBox, OhttpBo
 
 _PIECE = 16_384
 """Plaintext bytes per chunk of a whole answer. Every receiver of chunked OHTTP accepts that many."""
-# Both ask intermediaries not to buffer: RFC 10036's field and nginx's.
+# The first two ask intermediaries not to buffer: RFC 10036's field and nginx's.
 _UNBUFFERED: Headers = ((b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store"))
 
-# EHBP's head is outside the seal, and TLS reveals its length. For constant answers the value of a field fills the head to
-# this many bytes, the field's own name not counted.
+# EHBP's head is outside the seal, and TLS reveals its length. For constant answers the value of a field fills the
+# head to this many bytes, not counting the field's own name.
 _HEAD_LENGTH = 512
 _HEAD_FILL = b"x-fill"
 
