@@ -1,4 +1,4 @@
-"""One request and its one answer: the order of steps, what leaves, and what its size tells."""
+"""One request and its one answer: the order of steps, the sealed bytes, and what their length reveals."""
 
 import json
 from collections.abc import Callable
@@ -123,7 +123,7 @@ def test_an_answer(protocol: str, padding: Padding, size: int) -> None:
     head, sealed = exchange.answer(429, JSON, body)
     status, fields, plain = client.read(head, sealed)
     assert (status, fields) == (429, JSON)
-    # Over OHTTP the padding is binary HTTP's own; over EHBP it is spaces behind the JSON.
+    # Over OHTTP the padding is binary HTTP's own; over EHBP it is spaces after the JSON.
     assert json.loads(plain) == json.loads(body)
     assert plain.rstrip(b" ") == body
     if protocol != "ehbp" or padding is Padding.OFF:
@@ -192,7 +192,7 @@ def test_a_stream_however_the_engine_cuts_it(protocol: str, texts: list[str], wh
 @pytest.mark.parametrize("protocol", STREAMING)
 @pytest.mark.parametrize("size", [16_375, 16_376, 16_377, 50_000])
 def test_a_large_piece_of_a_stream(protocol: str, size: int) -> None:
-    """Split into chunks that every receiver of chunked OHTTP takes; not an event stream, so not padded."""
+    """It is split into chunks that every receiver of chunked OHTTP accepts. It is not of events, so not padded."""
     exchange, client = PROTOCOLS[protocol]()
     head, sealed = exchange.begin(200, JSON)
     sealed += exchange.data(bytes(size)) + exchange.data(b"")
@@ -230,7 +230,7 @@ def test_a_stream_without_its_end_reads_as_cut() -> None:
 # Order of steps.
 
 STEPS = ("answer", "begin", "data", "end")
-# What may follow what; every other step, and every step after that, is a misuse.
+# The steps that may follow each step. Every other step, and every step after that one, is a misuse.
 ORDER = {"start": {"answer", "begin"}, "answer": set(), "begin": {"data", "end"}, "data": {"data", "end"}, "end": set()}
 
 
@@ -257,7 +257,7 @@ def test_every_order_of_steps(protocol: str) -> None:
 
 
 def test_every_order_of_steps_of_the_whole_form() -> None:
-    """It cannot stream. Asking it to is refused and leaves the exchange as it was: an error can still be answered."""
+    """It cannot stream. `begin` is refused and leaves the exchange unchanged, so an error can still be answered."""
     for steps in product(STEPS, repeat=3):
         exchange, _ = PROTOCOLS["whole"]()
         assert not exchange.can_stream

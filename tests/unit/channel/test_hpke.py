@@ -1,4 +1,4 @@
-"""HPKE against the published vectors and against two implementations that nobody here wrote."""
+"""HPKE against the published vectors and two independent implementations."""
 
 import hashlib
 from typing import Any
@@ -20,7 +20,7 @@ SUITES = [Suite(kem, KdfId.HKDF_SHA256, aead) for kem in KEMS for aead in AeadId
 
 
 def published(name: str, kem: KemId) -> list[dict[str, Any]]:
-    """Base mode with HKDF-SHA256; export-only vectors have no AEAD and stay out (see `test_export_only_is_refused`)."""
+    """Base mode with HKDF-SHA256, without export-only vectors, which have no AEAD (`test_export_only_is_refused`)."""
     return [
         vector
         for vector in hpke_vectors(name)
@@ -146,7 +146,7 @@ def test_we_open_what_the_library_seals(suite: Suite, plaintext: bytes) -> None:
         hpke.setup_recipient(suite, recipient(suite.kem), enc, INFO + b".").open(ciphertext)
 
 
-# Third oracle, for what the library has not: contexts of several messages, AAD and export.
+# Third oracle, for what the library lacks: contexts of several messages, AAD and export.
 
 PYHPKE_AEAD = {
     AeadId.AES_128_GCM: pyhpke.AEADId.AES128_GCM,

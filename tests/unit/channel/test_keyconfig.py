@@ -80,7 +80,7 @@ def test_order_is_kept_and_the_best_is_first() -> None:
     assert decode_list(encode_list(items[::-1])) == items[::-1]
 
 
-def test_an_unknown_kem_is_passed_over() -> None:
+def test_an_unknown_kem_is_skipped() -> None:
     known = configuration(KemId.X25519)
     prefixed = len(UNKNOWN_KEM).to_bytes(2, "big") + UNKNOWN_KEM
     assert KeyConfiguration.decode(UNKNOWN_KEM) is None
@@ -89,7 +89,7 @@ def test_an_unknown_kem_is_passed_over() -> None:
     assert decode_list(prefixed + encode_list((known,)) + prefixed) == (known,)
     with pytest.raises(MalformedMessage):
         decode_list(prefixed)
-    # Passed over, but not where its own length is a lie.
+    # It is skipped, but not if its own length is wrong.
     for end in range(1, len(prefixed)):
         with pytest.raises(MalformedMessage):
             decode_list(encode_list((known,)) + prefixed[:end])
@@ -102,7 +102,7 @@ def test_one_bad_configuration_discards_the_list() -> None:
         decode_list(good + len(bad).to_bytes(2, "big") + bad)
 
 
-def test_unknown_algorithms_are_passed_over() -> None:
+def test_unknown_algorithms_are_skipped() -> None:
     public = configuration(KemId.X25519).public_key
     encoded = unhex("05 0020") + public + unhex("0010 0002 0002 0001 ffff 0001 0003 9999 0001")
     decoded = KeyConfiguration.decode(encoded)

@@ -59,7 +59,7 @@ PARTS = [b"first", b"second", b"third and longest"]
 
 @dataclass
 class Session:
-    """A sealed request and what its two ends hold afterwards."""
+    """A sealed request and the objects of its two ends."""
 
     request: bytes
     sealer: RequestSealer
@@ -95,7 +95,7 @@ def session(media: Media, kem: KemId = KemId.X25519, parts: list[bytes] = PARTS)
 
 
 def chunks(framed: bytes) -> list[bytes]:
-    """The chunks of a chunked body, each with its length in front; the last with its zero."""
+    """The chunks of a chunked body, each with the length that precedes it, the last with its zero."""
     found: list[bytes] = []
     at = 0
     while True:
@@ -124,7 +124,7 @@ def test_vector(name: str, media: Media) -> None:
     sealed, sealed_answer = unhex(vector["encapsulated_request"]), unhex(vector["encapsulated_response"])
 
     sealer = RequestSealer(media, decoded, ephemeral=ephemeral)
-    # The draft cuts its request after 12 bytes and its response after 1, and ends both with an empty chunk.
+    # The draft divides its request after 12 bytes and its response after 1, and ends both with an empty chunk.
     assert seal(sealer, media, [request[:12], request[12:]]) == sealed
     assert sealer.enc == unhex(vector["enc"])
     for data in ([sealed], one_by_one(sealed)):
@@ -282,7 +282,7 @@ def test_a_chunk_of_the_size_that_every_receiver_takes() -> None:
     assert open_response(s.sealer.response(), [seal(s.response, ohttp.CHUNKED, [], bytes(16_384))]) == bytes(16_384)
 
 
-# Cut at every offset: never a silent success.
+# Truncated at every offset: never a silent success.
 
 
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
@@ -293,7 +293,7 @@ def test_a_cut_request(media: Media, kem: KemId) -> None:
     ends = sorted({*range(0, len(request), step), *range(len(request) - 60, len(request))})
     for end in ends:
         error = refused(open_request, media, [request[:end]], held(configuration(kem)))
-        # Inside the last ciphertext a cut cannot be told from a change; everywhere before it is seen as a cut.
+        # Inside the last ciphertext a truncation looks like a modification. Before it, it is reported as a truncation.
         last = len(request) - (TAG_LENGTH if media.chunked else len(b"".join(PARTS)) + TAG_LENGTH)
         if end < last + TAG_LENGTH:
             assert type(error) is TruncatedMessage
@@ -354,7 +354,7 @@ def test_every_flipped_bit_of_a_response(media: Media) -> None:
     s = session(media)
     parts = [b"abc", b"de", b"f"]
     sealed = seal(s.response, media, parts, b"gh")
-    # Where each chunk begins, and all plaintext before it.
+    # The offset of each chunk, and all plaintext before it.
     starts = [(0, b"")]
     if media.chunked:
         at = 32
@@ -374,7 +374,7 @@ def test_every_flipped_bit_of_a_response(media: Media) -> None:
             except ChannelError:
                 failed = True
             assert failed
-            # All in one piece, an error on the way takes what came before along; byte by byte that was given already.
+            # In one piece, an error also discards the chunks before it. Byte by byte, those were already returned.
             assert got == allowed or (len(data) == 1 and got == b"")
             assert type(refused(opener.feed, b"")) is ExchangeMisuse
             assert type(refused(opener.finish)) is ExchangeMisuse
@@ -393,11 +393,11 @@ def test_trailing_bytes(media: Media) -> None:
         assert type(refused(open_response, s.sealer.response(), [sealed, extra])) is OpenFailed
 
 
-# Chunks out of their place.
+# Chunks out of order.
 
 
 def rearranged(count: int) -> list[tuple[str, list[int]]]:
-    """Orders of `count` chunks that are not the right one; the last chunk stands at the end of each."""
+    """Wrong orders of `count` chunks, each with the last chunk at its end."""
     last = count - 1
     return [
         ("swapped", [1, 0, *range(2, count)]),
@@ -437,7 +437,7 @@ def test_the_final_mark_is_authenticated() -> None:
     # An ordinary chunk in the place of the last one.
     assert type(refused(open_response, s.sealer.response(), [nonce + first + b"\x00" + second[1:]])) is OpenFailed
     assert type(refused(open_response, s.sealer.response(), [nonce + b"\x00" + first[1:]])) is OpenFailed
-    # The last one in the place of an ordinary chunk, with and without an end behind it.
+    # The last one in the place of an ordinary chunk, with and without an end after it.
     framed = varint.encode(len(final) - 1) + final[1:]
     for end in (b"", b"\x00", final):
         opener = s.sealer.response()
@@ -506,7 +506,7 @@ def test_a_response_opens_for_its_own_request_only(media: Media, kem: KemId) -> 
 
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
 def test_the_same_request_sealed_twice_gets_two_responses(media: Media) -> None:
-    """A replayed request (which the gateway refuses) would still get other response keys: the nonce is fresh."""
+    """The nonce is fresh, so even a replayed request, which the gateway refuses, would get other response keys."""
     s = session(media)
     _, again = open_request(media, [s.request], held(configuration(KemId.X25519)))
     first, second = seal(s.response, media, [b"a"]), seal(again, media, [b"a"])
@@ -533,7 +533,7 @@ def test_unknown_keys_and_suites(media: Media) -> None:
     assert type(refused(open_request, media, [request], held(other_id))) is UnknownKey
     narrow = KeyConfiguration(7, offered.kem, offered.public_key, ((KdfId.HKDF_SHA256, AeadId.AES_128_GCM),))
     assert type(refused(open_request, media, [request], held(narrow))) is UnknownKey
-    # Known as soon as the header is there, before any key operation.
+    # It is refused as soon as the header is complete, before any key operation.
     assert type(refused(RequestOpener(media, held(other_id)).feed, request[:HEADER_LENGTH])) is UnknownKey
     x_wing = configuration(KemId.MLKEM768_X25519)
     assert type(refused(open_request, media, [request], held(x_wing))) is UnknownKey

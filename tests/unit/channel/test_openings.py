@@ -1,4 +1,4 @@
-"""Openings: from sealed bytes to an exchange; the header before the rest; giving up on the rest."""
+"""Openings: from sealed bytes to an exchange, the header before the rest, and abandoning the rest."""
 
 from dataclasses import replace
 
@@ -171,7 +171,7 @@ def test_ehbps_header_counts_after_the_first_frame() -> None:
     assert found.open().request() == ASKED
 
 
-# Giving up on the rest: the answer still reaches the client.
+# Abandoning the rest: the answer still reaches the client.
 
 
 def read(sealer: ohttp.RequestSealer, body: bytes) -> tuple[bhttp.Head, bytes]:
@@ -214,7 +214,7 @@ def test_an_abandoned_ehbp_request_is_answered() -> None:
 
 
 def test_nothing_is_answered_before_a_key_is_known() -> None:
-    """No header, or no frame: nobody has shown a key to which an answer could be sealed."""
+    """Without a header or a frame there is no key to which an answer could be sealed."""
     sealer = ohttp.RequestSealer(ohttp.CHUNKED, OFFERED)
     over_ehbp, context, _ = ehbp_opening()
     over_ehbp.feed(framed(context.seal(BODY))[:-1])

@@ -1,4 +1,4 @@
-"""Padding: lengths land in buckets, and no reader sees it."""
+"""Padding: lengths are buckets, and no reader sees the padding."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ def test_bucket_for_every_small_length() -> None:
         assert padded >= max(length, before)
         assert padded % MESSAGE_BUCKET == 0
         assert bucket(padded) == padded
-        # Under 1 KiB is added up to 8 KiB, at most an eighth beyond.
+        # Less than 1 KiB is added up to 8 KiB, and at most an eighth above that.
         assert padded - length < max(MESSAGE_BUCKET, length / 8)
         before = padded
 
@@ -59,7 +59,7 @@ def test_padded_json_is_the_same_json(value: Any) -> None:
     assert json.loads(padded) == json.loads(body)
 
 
-# Streams. Whatever the split, the events read with and without padding are the same.
+# Streams. However the stream is divided, a reader sees the same events with and without padding.
 
 LINE = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=40)
 BLOCK = st.lists(
@@ -79,7 +79,7 @@ STREAM = st.lists(BLOCK, max_size=6).map(lambda blocks: "".join("\n".join(block)
 
 
 def padded(parts: list[bytes]) -> tuple[list[bytes], bytes]:
-    """(what came out for each part, what was left)."""
+    """(the output for each part, the rest)."""
     padder = EventPadder(Padding.PAD)
     return [padder.feed(part) for part in parts], padder.finish()
 
@@ -90,7 +90,7 @@ def check(stream: bytes, parts: list[bytes]) -> None:
     for piece in out:
         assert len(piece) % EVENT_BUCKET == 0
         if piece:
-            # The padding is one comment behind whole events; without it the bytes are the stream's own.
+            # The padding is one comment after whole events. Without it the bytes are the stream's own.
             at = piece.rindex(b":")
             assert piece[at:] == b":" + b" " * (len(piece) - at - 3) + b"\n\n"
             assert piece[:at].endswith(b"\n\n")
@@ -116,7 +116,7 @@ def test_events_are_the_same_whatever_the_line_ends(stream: str, where: list[int
 
 
 def test_the_reference_reader() -> None:
-    """It sees a comment that is put inside an event, or an event that padding swallowed."""
+    """It notices a comment inside an event, and an event that padding removed."""
     assert server_sent_events(b"data: a\ndata: b\n\n") == [("message", "a\nb", "")]
     assert server_sent_events(b"data: a\n:  \n\ndata: b\n\n") == [("message", "a", ""), ("message", "b", "")]
     assert server_sent_events(b"event: e\nid: 1\ndata:  a\n\n:\n\ndata\n\n") == [("e", " a", "1"), ("message", "", "1")]

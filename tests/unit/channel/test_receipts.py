@@ -1,4 +1,4 @@
-"""Receipts: what is signed reads as signed, nothing else is taken, and a length tells no count."""
+"""Receipts: a signed receipt is read, nothing else is accepted, and a length reveals no count."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ def test_what_was_signed_is_read(receipt: Receipt) -> None:
 
 
 def test_it_is_a_compact_jws_that_says_what_it_is() -> None:
-    """Spelled out with nothing of ours: RFC 7515, 3.1 and 5.2; RFC 8037, 3.1."""
+    """Checked without our own code: RFC 7515, 3.1 and 5.2; RFC 8037, 3.1."""
     head, payload, signature = RECEIPT.sign(KEY).split(b".")
     KEY.public_key().verify(_raw(signature), head + b"." + payload)
     assert json.loads(_raw(head)) == {"alg": "EdDSA", "typ": "adytum-receipt+jws"}
@@ -43,7 +43,7 @@ def test_it_is_a_compact_jws_that_says_what_it_is() -> None:
     }
 
 
-def test_a_jose_library_that_nobody_here_wrote_takes_it() -> None:
+def test_an_independent_jose_library_accepts_it() -> None:
     payload = jwt.decode(RECEIPT.sign(KEY), KEY.public_key(), algorithms=["EdDSA"], options={"verify_iat": False})
     assert (payload["model"], payload["usage"]["completion_tokens"]) == ("demo/llama", 345)
     with pytest.raises(jwt.InvalidSignatureError):

@@ -1,4 +1,4 @@
-"""Constant answers: every write has one size, the number of writes is one of few, and nothing of the answer is lost."""
+"""Constant answers: writes of one size, in one of a few numbers, and nothing of the answer is lost."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def event(text: str) -> bytes:
 
 
 def frames(protocol: str, sealed: bytes) -> list[int]:
-    """The lengths of an answer's frames on the wire, by its own framing; the nonce of chunked OHTTP counts as one."""
+    """The lengths of an answer's frames on the wire. The nonce of chunked OHTTP counts as a frame."""
     at, lengths = (32, [32]) if protocol == "chunked" else (0, [])
     while at < len(sealed):
         if protocol == "ehbp":
@@ -63,7 +63,7 @@ def frames(protocol: str, sealed: bytes) -> list[int]:
 
 
 def count_cells(protocol: str, cells: Cells, sealed: bytes) -> int:
-    """How many cells there are; each is a frame of exactly the cells' size, the first with the nonce in front."""
+    """The number of cells. Each is a frame of exactly the cells' size, the first including the nonce."""
     lengths = frames(protocol, sealed)
     if protocol == "chunked":
         nonce, first, *lengths = lengths
@@ -73,7 +73,7 @@ def count_cells(protocol: str, cells: Cells, sealed: bytes) -> int:
 
 
 def wire_length(head: OuterHead) -> int:
-    """What of the status line and the header can differ in length, as HTTP/1.1 has them."""
+    """The bytes of status line and header whose number can differ, as HTTP/1.1 writes them."""
     phrase = HTTPStatus(head.status).phrase
     return len(phrase) + sum(len(name) + len(value) + 4 for name, value in head.headers)
 
@@ -163,7 +163,7 @@ def test_a_large_answers_padding_is_within_what_receivers_take() -> None:
 
 
 def send(exchange: Exchange, fed: list[bytes], *, every: int = 1, idle: int = 0) -> tuple[OuterHead, bytes]:
-    """A stream whose pieces come `every` so many to a cell, with `idle` ticks behind each cell."""
+    """A stream with a cell after every `every` pieces, and `idle` more cells after each."""
     head, sealed = exchange.begin(200, EVENTS)
     assert sealed == b""
     for at, piece in enumerate(fed):
@@ -213,7 +213,7 @@ def test_a_stream_however_the_engine_cuts_it(
 
 @pytest.mark.parametrize("protocol", STREAMING)
 def test_streams_errors_and_whole_answers_that_fit_look_the_same(protocol: str) -> None:
-    """Head and body, byte by byte counted: chats, one that its engine cut, refusals, a list."""
+    """The lengths of head and body: chats, one that its engine broke off, refusals, a list."""
     cells = shape(512, 16)
     seen = set()
     for fed in ([DONE], [event("word")] * 20 + [DONE], [event("x" * 90)] * 7 + [CLOSING[1]], [b"data: {}\n\n"]):
@@ -231,7 +231,7 @@ def test_streams_errors_and_whole_answers_that_fit_look_the_same(protocol: str) 
 
 
 def before(client: Client, head: OuterHead, sealed: bytes, count: int) -> bytes:
-    """Content of the first `count` cells of 1,024 bytes, as a client reads it while it comes."""
+    """The content of the first `count` cells of 1,024 bytes, as a client reads it while it arrives."""
     part = sealed[: count * 1024]
     return client.partial(part) if client.opener is not None else client.read(head, part)[2]
 
@@ -239,7 +239,7 @@ def before(client: Client, head: OuterHead, sealed: bytes, count: int) -> bytes:
 @pytest.mark.parametrize("protocol", STREAMING)
 @pytest.mark.parametrize("closing", CLOSING, ids=range(len(CLOSING)))
 def test_the_closing_event_is_in_the_last_cells(protocol: str, closing: bytes) -> None:
-    """A client that stops reading there would otherwise show where the answer ended."""
+    """Otherwise a client that stops reading there would reveal where the answer ended."""
     exchange, client = PROTOCOLS[protocol](shape(1024, 32))
     head, _ = exchange.begin(200, EVENTS)
     exchange.data(event("word"))
@@ -304,7 +304,7 @@ def test_half_an_event_is_not_lost() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("length", [0, 1, 700])
 def test_trailers_are_about_the_content_as_it_arrives(size: int, length: int) -> None:
-    """Comments are content: what a receipt says of it has to hold for what the client hashes."""
+    """Comments are content: the digest in a receipt must match the bytes that the client hashes."""
     exchange, client = over_ohttp(ohttp.CHUNKED, shape(size, 8))
     exchange.begin(200, EVENTS)
     exchange.data(event("word"))
@@ -422,7 +422,7 @@ def test_a_closing_event_is_held_up_to_exactly_one_mebibyte(protocol: str) -> No
 
 @pytest.mark.parametrize("grows", [0, 9])
 def test_every_length_of_the_trailers(grows: int) -> None:
-    """The trailers may come out a few bytes longer than when their length was tried, as receipts may."""
+    """The final trailers may be a few bytes longer than the trial ones, as receipts may."""
     cells = shape(256, 2)
     for length in range(240):
         exchange, client = over_ohttp(ohttp.CHUNKED, cells)
