@@ -109,6 +109,26 @@ def test_a_request(data: list[bytes]) -> None:
     assert opened(HEADER, data) == b"firstsecondthird"
 
 
+def test_the_recipient_is_known_after_the_first_frame() -> None:
+    opener = RequestOpener(HEADER, (OTHER, KEY))
+    for piece in (FRAMES[0][:-1], FRAMES[0][-1:]):
+        assert opener.recipient == b""
+        opener.feed(piece)
+    assert opener.recipient == KEY.public_bytes
+
+
+def test_frames_of_any_length_however_they_are_divided() -> None:
+    """A length's first bytes look like a shorter length; it counts only when all four are there."""
+    header, context = sender()
+    parts = [b"first", bytes(0x0F00), bytes(300)]
+    body = b"".join(framed(context.seal(part)) for part in parts)
+    lengths = [len(part) + 20 for part in parts]
+    for start in (0, lengths[0], lengths[0] + lengths[1]):
+        for end in range(start, start + 6):
+            assert opened(header, [body[:end], body[end:]]) == b"".join(parts)
+            assert opened(header, [body[:start], body[start:end], body[end:]]) == b"".join(parts)
+
+
 def test_empty_frames_are_skipped_and_do_not_count() -> None:
     empty = bytes(4)
     for body in (empty + BODY, empty.join(FRAMES), BODY + empty * 3):

@@ -1,5 +1,6 @@
 """One request and its one answer: the order of steps, the sealed bytes, and what their length reveals."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.limits import Limits
 from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.channel.padding import EVENT_BUCKET, Padding, bucket
+from adytum.inference.channel.shaping import Cells
 from tests.unit.channel.support import (
     SLOW_FUZZ,
     configuration,
@@ -112,6 +114,10 @@ def test_the_request(protocol: str) -> None:
     exchange, _ = PROTOCOLS[protocol]()
     request = exchange.request()
     assert (request.method, request.path, request.fields, request.body) == (ASK.method, ASK.path, ASK.fields, BODY)
+    sealed_to = configuration(KemId.X25519 if protocol == "ehbp" else KemId.MLKEM768_X25519)
+    assert exchange.recipient == sealed_to.public_key
+    assert exchange.message == (BODY if protocol == "ehbp" else bhttp.encode(ASK, BODY))
+    assert exchange.key_configuration == (b"" if protocol == "ehbp" else sealed_to.encode())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -146,6 +152,74 @@ def test_answers_within_a_bucket_have_one_length(protocol: str) -> None:
 def test_an_answer_without_content(protocol: str) -> None:
     exchange, client = PROTOCOLS[protocol]()
     assert client.read(*exchange.answer(204, (), b"")) == (204, (), b"")
+
+
+# Trailers: about the content as it was sealed, padding included.
+
+
+SHAPES: list[Shape] = [Padding.OFF, Padding.PAD, Cells(1024, 4, 0.02)]
+
+
+def trailers_of(client: Client, sealed: bytes) -> tuple[bytes, Fields]:
+    """(content, trailers) of an answer over OHTTP."""
+    assert client.opener is not None
+    opener, decoder = client.opener(Limits()), bhttp.Decoder("response")
+    _, *rest = decoder.feed(opener.feed(sealed) + opener.finish()) + decoder.finish()
+    content = b"".join(event.data for event in rest if isinstance(event, Content))
+    return content, next((event.fields for event in rest if isinstance(event, bhttp.Trailers)), ())
+
+
+def digest_line(digest: bytes) -> Fields:
+    return ((b"digest", digest.hex().encode()),)
+
+
+def about(content: bytes) -> Fields:
+    return digest_line(hashlib.sha256(content).digest())
+
+
+@pytest.mark.parametrize(
+    "shape", [Padding.OFF, Padding.PAD, Cells(1024, 4, 0.02)], ids=lambda s: type(s).__name__ + str(s)[:3]
+)
+@pytest.mark.parametrize("body", [b"", b"{}", b'"' + b"x" * 20_000 + b'"'], ids=len)
+def test_trailers_of_a_whole_answer(shape: Shape, body: bytes) -> None:
+    for protocol in ("whole", "chunked"):
+        exchange, client = PROTOCOLS[protocol](shape)
+        assert exchange.has_trailers
+        _, sealed = exchange.answer(200, JSON, body, digest_line)
+        assert trailers_of(client, sealed) == (body, about(body))
+        exchange, client = PROTOCOLS[protocol](shape)
+        assert trailers_of(client, exchange.answer(200, JSON, body)[1]) == (body, ())
+
+
+@pytest.mark.parametrize("padding", [Padding.OFF, Padding.PAD])
+@pytest.mark.parametrize("end", [b"", b"data: cut"])
+@pytest.mark.parametrize("fields", [EVENTS, JSON], ids=["events", "bytes"])
+def test_trailers_of_a_stream(padding: Padding, end: bytes, fields: Fields) -> None:
+    exchange, client = PROTOCOLS["chunked"](padding)
+    _, sealed = exchange.begin(200, fields)
+    for piece in (b"data: 1\n\n", b"data: 2", b"\n\n", end):
+        sealed += exchange.data(piece)
+    content, trailers = trailers_of(client, sealed + exchange.end(digest_line))
+    assert content.startswith(b"data: 1\n\n")
+    assert content.endswith(end)
+    assert trailers == about(content)
+
+
+@pytest.mark.parametrize(
+    "shape", [Padding.OFF, Padding.PAD, Cells(1024, 4, 0.02)], ids=lambda s: type(s).__name__ + str(s)[:3]
+)
+def test_ehbp_has_no_trailers(shape: Shape) -> None:
+    """So their maker, which may be expensive, is not called."""
+
+    def never(digest: bytes) -> Fields:
+        raise AssertionError
+
+    exchange, _ = over_ehbp(shape)
+    assert not exchange.has_trailers
+    exchange.answer(200, JSON, b"{}", never)
+    exchange, _ = over_ehbp(shape)
+    exchange.begin(200, EVENTS)
+    exchange.end(never)
 
 
 # Streams.

@@ -96,7 +96,7 @@ def test_the_header_is_readable_after_the_first_chunk(form: str) -> None:
         (first, rest), found, _ = chunked([message[:cut], message[cut:]])
         found.feed(first[:-1])
         assert found.fields() is None
-        assert not found.looked
+        assert found.looked is False
         found.feed(first[-1:])
         assert found.fields() == (ASK.fields if cut >= end else None)
         assert found.looked is True
@@ -163,12 +163,23 @@ def test_ehbps_header_counts_after_the_first_frame() -> None:
     assert found.fields() is None
     found.feed(frame[:-1])
     assert found.fields() is None
-    assert not found.looked
+    assert found.looked is False
     found.feed(frame[-1:])
     assert found.fields() == ASK.fields
     assert found.looked is True
     assert found.fields() is None
     assert found.open().request() == ASKED
+
+
+def test_limits_reach_ehbps_frames() -> None:
+    _, context, enc = ehbp_opening()
+    frame = framed(context.seal(BODY))
+    for limits, fits in ((Limits(message=len(BODY)), True), (Limits(message=len(BODY) - 1), False)):
+        found = EhbpOpening(ASK.method, ASK.path, ASK.fields, enc.hex(), (KEY,), Padding.PAD, limits)
+        if fits:
+            found.feed(frame)
+        else:
+            assert type(refused(found.feed, frame)) is MessageTooLarge
 
 
 # Abandoning the rest: the answer still reaches the client.

@@ -154,6 +154,15 @@ def test_half_an_event_waits_for_its_end() -> None:
     assert padder.finish() == b""
 
 
+def test_all_whole_events_leave_and_only_the_rest_is_held() -> None:
+    padder = EventPadder(Padding.PAD)
+    assert padder.feed(b"data: 1\n\ndata: 2\n\ndata: 3\n\ndata").startswith(b"data: 1\n\ndata: 2\n\ndata: 3\n\n:")
+    assert padder.finish() == b"data"
+    # A blank line is whole, although it ends no event.
+    assert padder.feed(b"\n\ndata").startswith(b"\n\n:")
+    assert padder.finish() == b"data"
+
+
 @FUZZ
 @given(st.binary(max_size=100), cuts(100))
 def test_off_changes_nothing(data: bytes, where: list[int]) -> None:
