@@ -171,6 +171,14 @@ def test_ehbps_header_counts_after_the_first_frame() -> None:
     assert found.open().request() == ASKED
 
 
+@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
+def test_limits_reach_the_sealed_message(media: ohttp.Media) -> None:
+    message = bhttp.encode(ASK, BODY)
+    assert opening(media, message, Limits(message=len(message))).open().request() == ASKED
+    with pytest.raises(MessageTooLarge):
+        opening(media, message, Limits(message=len(message) - 1)).open()
+
+
 def test_limits_reach_ehbps_frames() -> None:
     _, context, enc = ehbp_opening()
     frame = framed(context.seal(BODY))
