@@ -361,9 +361,11 @@ def test_a_bad_line_is_not_sent(name: bytes, value: bytes) -> None:
             call()
 
 
-def test_an_empty_name_in_a_known_length_section() -> None:
-    with pytest.raises(MalformedMessage):
-        read("response", [unhex("0140c8 02 0000 00 00")])
+@pytest.mark.parametrize("section", ["02 0000", "05 0161 0162 00", "06 0161 0162 0000"])
+def test_an_empty_name_in_a_known_length_section(section: str) -> None:
+    for encoded in (unhex("0140c8" + section + "00 00"), unhex("0140c8 00 00" + section)):
+        with pytest.raises(MalformedMessage, match=r"^a field name is empty$"):
+            read("response", [encoded])
 
 
 @pytest.mark.parametrize(

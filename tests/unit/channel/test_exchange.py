@@ -328,6 +328,8 @@ def test_every_order_of_steps(protocol: str) -> None:
             else:
                 at = None  # type: ignore[assignment]
                 assert type(refused(take, exchange, step)) is ExchangeMisuse
+                assert repr(exchange).endswith("Exchange(ENDED)")
+            assert exchange.untouched is False
 
 
 def test_every_order_of_steps_of_the_whole_form() -> None:

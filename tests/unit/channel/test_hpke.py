@@ -78,7 +78,14 @@ def test_export_only_is_refused() -> None:
         Suite.from_wire(unhex("00200001ffff"))
 
 
-@pytest.mark.parametrize("wire", ["002000010000", "002000020002", "001000010002", "647b00010002", "000000000000"])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        *("002000010000", "002000020002", "001000010002", "647b00010002", "000000000000"),
+        # Both bytes of each identifier count.
+        *("012000010002", "002001010002", "002000010102", "207a00010002"),
+    ],
+)
 def test_suites_that_are_not_offered(wire: str) -> None:
     with pytest.raises(UnknownKey):
         Suite.from_wire(unhex(wire))

@@ -604,6 +604,28 @@ def test_a_request_opener_after_an_error(media: Media) -> None:
 
 
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
+@pytest.mark.parametrize("kem", KEMS)
+def test_a_request_opener_at_the_end_of_the_header(media: Media, kem: KemId) -> None:
+    """With the last byte of the encapsulated key, and not before, the request can be answered."""
+    offered = configuration(kem)
+    sealer = RequestSealer(media, offered)
+    start = sealer.start()
+    opener = RequestOpener(media, held(offered))
+    opener.feed(start[:-1])
+    assert opener.enc == b""
+    with pytest.raises(TruncatedMessage):
+        _ = opener.configuration
+    opener.feed(start[-1:])
+    assert opener.enc == sealer.enc
+    assert opener.configuration == offered
+    assert opener.opened == b""
+    answer = seal(opener.abandon(), media, PARTS)
+    assert open_response(sealer.response(), [answer]) == b"".join(PARTS)
+    misused(opener.feed, b"")
+    misused(opener.finish)
+
+
+@pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
 def test_a_response_opener_after_its_end(media: Media) -> None:
     s = session(media)
     opener = s.sealer.response()
