@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from adytum.inference.channel import bhttp, ohttp
 from adytum.inference.channel.bhttp import RequestHead
-from adytum.inference.channel.exchange import Exchange, OhttpOpening
+from adytum.inference.channel.exchange import Exchange
 from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.keyconfig import KeyConfiguration
+from adytum.inference.channel.openings import OhttpOpening
 from adytum.inference.channel.padding import Padding
 from adytum.inference.gateway.callers.callers import Caller, Callers
 from adytum.inference.gateway.exchange.reading import FIRST

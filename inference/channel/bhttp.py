@@ -1,7 +1,7 @@
 """Binary HTTP messages (RFC 9292): both framings, requests and responses, encoded and decoded incrementally.
 
-`Decoder` takes bytes as they come and gives a head, content and trailers as soon as they are complete. A message that
-ends early is an error unless it ends where RFC 9292, 3.8 lets trailing empty sections be left out.
+`Decoder` takes bytes as they arrive and returns head, content and trailers as soon as each is complete. A message that
+ends early is an error, unless it ends where RFC 9292, 3.8 allows trailing empty sections to be omitted.
 """
 
 import re
@@ -53,7 +53,7 @@ class Content:
 
 @dataclass(frozen=True, repr=False)
 class Trailers:
-    """The trailer lines, given only where there are any."""
+    """The trailer lines. A message without trailer lines has no such event."""
 
     fields: Fields
 
@@ -63,7 +63,7 @@ Event = Head | Content | Trailers
 
 
 def field(fields: Fields, name: bytes) -> bytes | None:
-    """The first value of the lower-case `name`."""
+    """The first value of the field `name`, which is lower-case, or `None`."""
     for key, value in fields:
         if key == name:
             return value
@@ -80,7 +80,7 @@ def _control(head: Head) -> bytes:
     try:
         parts = [part.encode("ascii") for part in (head.method, head.scheme, head.authority, head.path)]
     except UnicodeEncodeError as error:
-        raise ExchangeMisuse("control data is ASCII") from error
+        raise ExchangeMisuse("control data must be ASCII") from error
     return b"".join(map(_with_length, parts))
 
 
@@ -100,18 +100,18 @@ def encode(head: Head, content: bytes = b"", trailers: Fields = (), *, pad_to: i
 
 
 def encode_head(head: Head) -> bytes:
-    """The start of a message in the indeterminate-length form."""
+    """The start of a message in the indeterminate-length form: framing, control data and header."""
     framing = _INDETERMINATE_RESPONSE if isinstance(head, ResponseHead) else _INDETERMINATE_REQUEST
     return bytes((framing,)) + _control(head) + _lines(head.fields) + b"\x00"
 
 
 def encode_content(data: bytes) -> bytes:
-    """One content chunk of the indeterminate-length form; nothing for no data, since a zero length ends the content."""
+    """One content chunk of the indeterminate-length form; empty for no data, because a zero length ends the content."""
     return varint.encode(len(data)) + data if data else b""
 
 
 def encode_end(trailers: Fields = ()) -> bytes:
-    """The end of content and the trailers of the indeterminate-length form."""
+    """The end of the content and the trailers, in the indeterminate-length form."""
     return b"\x00" + _lines(trailers) + b"\x00"
 
 
@@ -119,7 +119,7 @@ _Parser = Generator[None, None, None]
 
 
 class Decoder:
-    """Decodes one message. `feed()` bytes, then `finish()`; each gives the events that became complete."""
+    """Decodes one message. `feed()` bytes, then `finish()`. Each returns the events that became complete."""
 
     def __init__(self, kind: Literal["request", "response"], limits: Limits = DEFAULT_LIMITS) -> None:
         self._response = kind == "response"
@@ -134,14 +134,14 @@ class Decoder:
         next(self._parser)
 
     def feed(self, data: bytes) -> list[Event]:
-        """Raises `MalformedMessage` or `MessageTooLarge`."""
+        """The events that `data` completes. Raises `MalformedMessage` or `MessageTooLarge`."""
         if self._ended:
             raise ExchangeMisuse("the message has already ended")
         self._buffer += data
         return self._advance()
 
     def finish(self) -> list[Event]:
-        """Raises `TruncatedMessage` where the message is not complete."""
+        """The last events. Raises `TruncatedMessage` if the message is incomplete."""
         if self._ended:
             raise ExchangeMisuse("the message has already ended")
         self._ended = True
@@ -163,7 +163,7 @@ class Decoder:
         events, self._events = self._events, []
         return events
 
-    # The parser: a generator that yields where it needs more bytes.
+    # The parser: a generator that yields when it needs more bytes.
 
     def _message(self) -> _Parser:
         yield
@@ -198,7 +198,7 @@ class Decoder:
                 raise MalformedMessage("control data is not ASCII") from error
         method, scheme, authority, path = parts
         if not _METHOD.fullmatch(method) or not _PATH.fullmatch(path):
-            raise MalformedMessage("the control data is no HTTP request")
+            raise MalformedMessage("method or path is not valid HTTP")
         fields = yield from self._section(known)
         self._events.append(RequestHead(method, scheme, authority, path, fields))
 
@@ -228,18 +228,18 @@ class Decoder:
             self._events.append(Content(data))
 
     def _chunked_content(self) -> Generator[None, None, None]:
-        # Only empty content may be left out: once a chunk was there, the zero that ends the content has to come.
+        # Only empty content may be omitted. After a chunk the zero that ends the content is required.
         if (yield from self._at_end()):
             return
         left = self._limits.message
         for _ in range(self._limits.chunks + 1):
-            # `_prefixed` and `_integer` in one: each event of a stream comes through here, and each generator that
-            # is resumed on the way costs.
+            # `_prefixed` and `_integer` inlined: every event of a stream passes here, and resuming nested generators
+            # is slow.
             while (found := varint.decode(self._buffer, self._at)) is None or len(self._buffer) < sum(found):
                 if found is not None and found[0] > left:
                     break
                 if self._ended:
-                    raise TruncatedMessage("the binary HTTP message is cut")
+                    raise TruncatedMessage("the binary HTTP message is truncated")
                 yield
             length, start = found
             if length > left:
@@ -252,7 +252,7 @@ class Decoder:
         raise MessageTooLarge("too many content chunks")
 
     def _section(self, known: bool) -> Generator[None, None, Fields]:
-        """Field lines: behind their length where `known`, else up to a zero; absent at the message's end."""
+        """A section's field lines. `known`: their length precedes them; otherwise a zero ends them. May be omitted."""
         if (yield from self._at_end()):
             return ()
         lines: list[tuple[bytes, bytes]] = []
@@ -305,7 +305,7 @@ class Decoder:
 
     def _more(self) -> Generator[None, None, None]:
         if self._ended:
-            raise TruncatedMessage("the binary HTTP message is cut")
+            raise TruncatedMessage("the binary HTTP message is truncated")
         yield
 
     def _integer(self) -> Generator[None, None, int]:

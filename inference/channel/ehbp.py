@@ -1,8 +1,8 @@
-"""The Encrypted HTTP Body Protocol, server side, without IO. `README.md` beside this file has its bytes and limits.
+"""The Encrypted HTTP Body Protocol, server side, without IO. `README.md` beside this file specifies its wire format.
 
 Body: repeated `u32 length | ciphertext`. A response's keys derive from the request's HPKE context by export, so only
-the client that sealed the request opens it. The protocol does not authenticate method, path, status or a stream's
-end: Oblivious HTTP is the main protocol.
+the client that sealed the request can open it. The protocol does not authenticate method, path, status or a stream's
+end, which is why Oblivious HTTP is the main protocol.
 """
 
 import os
@@ -42,7 +42,7 @@ _ENC = re.compile("[0-9a-f]{64}")
 
 
 def response_sequence(secret: bytes, enc: bytes, nonce: bytes) -> Sequence:
-    """The key and nonces of a response from the exported secret."""
+    """The sequence that seals or opens a response, derived from the exported secret."""
     prk = hpke.extract(enc + nonce, secret)
     key = hpke.expand(prk, b"key", hpke.key_length(SUITE.aead))
     return Sequence(hpke.new_aead(SUITE.aead, key), hpke.expand(prk, b"nonce", NONCE_LENGTH))
@@ -51,7 +51,8 @@ def response_sequence(secret: bytes, enc: bytes, nonce: bytes) -> Sequence:
 class RequestOpener:
     """Opens one request body: `feed()` its bytes, then `finish()`.
 
-    EHBP names no key, so `keys` are all that may have sealed it, newest first: the first frame decides.
+    EHBP does not identify the key, so `keys` are all that the request may be sealed to, newest first. The first frame
+    decides. `header` is the value of `Ehbp-Encapsulated-Key`. Raises `MalformedMessage` or `UnknownKey`.
     """
 
     def __init__(self, header: str, keys: tuple[PrivateKey, ...], limits: Limits = DEFAULT_LIMITS) -> None:
@@ -59,10 +60,10 @@ class RequestOpener:
             raise MalformedMessage("the encapsulated key is not 64 lower-case hexadecimal digits")
         self.enc = bytes.fromhex(header)
         self.recipient = b""
-        """The public key that the request was sealed to, once a frame was opened."""
+        """The public key that the request was sealed to. Empty until a frame has been opened."""
         self._candidates = [(key.public_bytes, hpke.setup_recipient(SUITE, key, self.enc, _INFO)) for key in keys]
         if not self._candidates:
-            raise UnknownKey("no key is held")
+            raise UnknownKey("the server holds no key for EHBP")
         self._context: Context | None = None
         self._limits = limits
         self._buffer = bytearray()
@@ -71,7 +72,7 @@ class RequestOpener:
         self._failed = False
 
     def feed(self, data: bytes) -> None:
-        """Raises `ChannelError`; the opener is of no use after that."""
+        """Raises `ChannelError`. After an error the opener cannot be used again."""
         if self._failed:
             raise ExchangeMisuse("opening this request already failed")
         try:
@@ -86,7 +87,7 @@ class RequestOpener:
         at = 0
         while len(buffer) - at >= 4:
             length = int.from_bytes(buffer[at : at + 4], "big")
-            # Before anything is kept: the length is not authenticated.
+            # The length is not authenticated, so it is bounded before a frame is buffered.
             if length > min(self._limits.frame, self._limits.message + TAG_LENGTH):
                 raise MessageTooLarge("a frame is too long")
             if 0 < length < TAG_LENGTH:
@@ -113,10 +114,10 @@ class RequestOpener:
                 continue
             self._context, self.recipient = candidate, public
             return plaintext
-        raise UnknownKey("no held key opens the first frame")
+        raise UnknownKey("none of the server's keys opens the first frame")
 
     def abandon(self) -> "ResponseSealer":
-        """What seals an answer that needs nothing more of the request. Nothing may be fed after it.
+        """The sealer for an answer that does not need the rest of the request. Nothing may be fed after this call.
 
         Raises `TruncatedMessage` before the first frame.
         """
@@ -126,7 +127,7 @@ class RequestOpener:
         return ResponseSealer(self._context.export(_EXPORT, _SECRET_LENGTH), self.enc)
 
     def finish(self) -> "tuple[bytes, ResponseSealer]":
-        """(request body, what seals its response). Raises `TruncatedMessage` inside a frame, or where there is none."""
+        """(request body, sealer of its response). Raises `TruncatedMessage` inside a frame and without any frame."""
         if self._failed:
             raise ExchangeMisuse("opening this request already failed")
         self._failed = True
@@ -136,7 +137,7 @@ class RequestOpener:
 
 
 class ResponseSealer:
-    """Seals one response body. `nonce` goes into the response header, in hexadecimal."""
+    """Seals one response body. `nonce` goes into the header `Ehbp-Response-Nonce`, in hexadecimal."""
 
     def __init__(self, secret: bytes, enc: bytes) -> None:
         self.nonce = os.urandom(32)

@@ -1,13 +1,13 @@
 """The channel's closed set of errors, split by who is at fault.
 
-`ChannelError` is the only exception type that leaves this package: whatever a peer sends, whatever the cryptography
-library raises, arrives as one of these. The texts name what was wrong with the framing, never content or keys; the
-gateway does not forward even those to a peer whose request is not open.
+Whatever a peer sends and whatever the cryptography library raises, the caller sees one of these. The texts describe
+what was wrong with the framing, never content or keys. The gateway does not send even these texts to a peer before that
+peer's request is open.
 """
 
 
 class ChannelError(Exception):
-    """Base of everything that this package raises."""
+    """Base class of the package's errors."""
 
 
 class MalformedMessage(ChannelError):
@@ -23,12 +23,12 @@ class MessageTooLarge(ChannelError):
 
 
 class UnknownKey(ChannelError):
-    """The key identifier or suite is none that this receiver holds: the sender should fetch the keys again."""
+    """The receiver does not hold this key or does not offer this suite. The sender should fetch the keys again."""
 
 
 class OpenFailed(ChannelError):
-    """A ciphertext did not authenticate: wrong key, or changed on the way."""
+    """A ciphertext did not authenticate: the key is wrong, or the bytes were modified in transit."""
 
 
 class ExchangeMisuse(ChannelError):
-    """Our own code called an exchange out of order, or went on after an error."""
+    """Our own code called an exchange out of order, or continued after an error."""

@@ -1,10 +1,10 @@
 """HPKE base mode (RFC 9180) with contexts of several messages and export, for two KEMs.
 
-`cryptography.hazmat.primitives.hpke` seals single messages only; Oblivious HTTP needs the export interface and a
-sequence, so the key schedule is here and the library's `Suite` is a second oracle in the tests.
+`cryptography.hazmat.primitives.hpke` seals single messages only. Oblivious HTTP needs the export interface and a
+sequence of messages, so the key schedule is here, and the tests compare it with the library's `Suite`.
 
 KEMs: DHKEM(X25519, HKDF-SHA256), 0x0020 (RFC 9180, 7.1), and MLKEM768-X25519, 0x647a, also known as X-Wing
-(draft-ietf-hpke-pq; draft-connolly-cfrg-xwing-kem). KDF: HKDF-SHA256. AEADs: those of RFC 9180, 7.3.
+(draft-ietf-hpke-pq; draft-connolly-cfrg-xwing-kem). KDF: HKDF-SHA256. AEADs: the three of RFC 9180, 7.3.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class AeadId(IntEnum):
 
 
 class Aead(Protocol):
-    """What `cryptography`'s AEAD classes have in common."""
+    """The methods that `cryptography`'s AEAD classes share."""
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
     def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes: ...
@@ -70,7 +70,7 @@ def key_length(aead: AeadId) -> int:
 
 
 def new_aead(aead: AeadId, key: bytes) -> Aead:
-    """An AEAD object for `key`; making one costs more than a short encryption, so callers keep it."""
+    """An AEAD object for `key`. Callers keep it, because making one costs more than a short encryption."""
     return _AEADS[aead][1](key)
 
 
@@ -80,9 +80,9 @@ def extract(salt: bytes, ikm: bytes) -> bytes:
 
 
 def expand(prk: bytes, info: bytes, length: int) -> bytes:
-    """HKDF-Expand with SHA-256 (RFC 5869), `length` at most 255 * 32."""
+    """HKDF-Expand with SHA-256 (RFC 5869): `length` bytes. Raises `ExchangeMisuse` above 255 * 32."""
     if length > 255 * HASH_LENGTH:
-        raise ExchangeMisuse("HKDF cannot give that many bytes")
+        raise ExchangeMisuse("HKDF-SHA256 cannot expand to more than 8,160 bytes")
     out = block = b""
     counter = 1
     while len(out) < length:
@@ -111,7 +111,7 @@ class PrivateKey(Protocol):
 
 
 class X25519Key:
-    """DHKEM(X25519, HKDF-SHA256): public key and encapsulated key of 32 bytes each (RFC 9180, 4.1)."""
+    """DHKEM(X25519, HKDF-SHA256): public key and encapsulated key have 32 bytes each (RFC 9180, 4.1)."""
 
     kem = KemId.X25519
 
@@ -125,13 +125,13 @@ class X25519Key:
 
     @classmethod
     def from_bytes(cls, secret: bytes) -> "X25519Key":
-        """From 32 secret bytes (`skRm`)."""
+        """From 32 secret bytes (`skRm`). Raises `MalformedMessage`."""
         if len(secret) != 32:
             raise MalformedMessage("an X25519 secret key has 32 bytes")
         return cls(X25519PrivateKey.from_private_bytes(secret))
 
     def decapsulate(self, enc: bytes) -> bytes:
-        """Shared secret, 32 bytes, of `enc`. Raises `MalformedMessage`."""
+        """The shared secret that `enc` carries, 32 bytes. Raises `MalformedMessage`."""
         try:
             dh = self._key.exchange(X25519PublicKey.from_public_bytes(enc))
         except ValueError as error:  # wrong length, or a small-order point: the all-zero check of RFC 9180, 7.1.4
@@ -155,7 +155,7 @@ class XWingKey:
 
     @classmethod
     def generate(cls) -> "XWingKey":
-        # Not from a seed, as a stored key would be: its bytes would pass through Python, which does not clear them.
+        # Not from a seed: its bytes would pass through Python, which does not clear them.
         return cls(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
 
     @classmethod
@@ -169,7 +169,7 @@ class XWingKey:
         )
 
     def decapsulate(self, enc: bytes) -> bytes:
-        """Shared secret, 32 bytes, of `enc`. Raises `MalformedMessage`."""
+        """The shared secret that `enc` carries, 32 bytes. Raises `MalformedMessage`."""
         if len(enc) != 1120:
             raise MalformedMessage("an MLKEM768-X25519 encapsulated key has 1,120 bytes")
         ct, ephemeral = enc[:1088], enc[1088:]
@@ -206,12 +206,12 @@ def generate(kem: KemId) -> PrivateKey:
 def encapsulate(kem: KemId, public_key: bytes, ephemeral: X25519PrivateKey | None = None) -> tuple[bytes, bytes]:
     """(shared secret, encapsulated key) for `public_key`. `ephemeral` is for known-answer tests.
 
-    Raises `MalformedMessage` where `public_key` is none.
+    Raises `MalformedMessage` if `public_key` is not a valid key of `kem`.
     """
     ephemeral = ephemeral or X25519PrivateKey.generate()
     ephemeral_public = ephemeral.public_key().public_bytes_raw()
     if len(public_key) != PUBLIC_KEY_LENGTH[kem]:
-        raise MalformedMessage("the public key's length does not fit its KEM")
+        raise MalformedMessage("the public key does not have its KEM's length")
     try:
         if kem is KemId.X25519:
             dh = ephemeral.exchange(X25519PublicKey.from_public_bytes(public_key))
@@ -240,7 +240,7 @@ class Suite:
     @classmethod
     @lru_cache(32)
     def from_wire(cls, data: bytes) -> "Suite":
-        """From 6 bytes. Raises `UnknownKey` for an algorithm that is not offered here."""
+        """From 6 bytes. Raises `UnknownKey` for an identifier that is not in the enumerations above."""
         if len(data) != 6:
             raise MalformedMessage("a suite has 6 bytes")
         try:
@@ -254,7 +254,7 @@ class Suite:
 
 
 class Sequence:
-    """An AEAD key with the nonce base XOR counter of RFC 9180, 5.2; OHTTP and EHBP responses count the same way."""
+    """An AEAD key whose nonce is base XOR counter (RFC 9180, 5.2). OHTTP and EHBP responses count the same way."""
 
     def __init__(self, aead: Aead, base_nonce: bytes) -> None:
         self._aead = aead
@@ -262,19 +262,19 @@ class Sequence:
         self._count = 0
 
     def _nonce(self) -> bytes:
-        # Never reached by counting; it keeps the XOR inside the counter's 8 bytes, so no nonce can repeat.
+        # Counting never gets this far. The check keeps the counter within 8 bytes, so that no nonce can repeat.
         if self._count >> 64:
             raise ExchangeMisuse("the sequence is used up")
         return (self._base ^ self._count).to_bytes(NONCE_LENGTH, "big")
 
     def seal(self, plaintext: bytes, aad: bytes | None = None) -> bytes:
-        """Ciphertext with tag; advances the sequence."""
+        """The ciphertext with its tag. Advances the sequence."""
         sealed = self._aead.encrypt(self._nonce(), plaintext, aad)
         self._count += 1
         return sealed
 
     def open(self, ciphertext: bytes, aad: bytes | None = None) -> bytes:
-        """Plaintext; advances the sequence only on success. Raises `OpenFailed`."""
+        """The plaintext. Advances the sequence only on success. Raises `OpenFailed`."""
         try:
             opened = self._aead.decrypt(self._nonce(), ciphertext, aad)
         except InvalidTag as error:
@@ -288,13 +288,13 @@ class Sequence:
 
 @lru_cache(256)
 def _schedule_context(suite_id: bytes, info: bytes) -> bytes:
-    # All of it public, and the same for every request to a key.
+    # All inputs are public and the same for every request to a key, so the result is cached.
     psk_id_hash = _labeled_extract(suite_id, b"", b"psk_id_hash", b"")
     return _MODE_BASE + psk_id_hash + _labeled_extract(suite_id, b"", b"info_hash", info)
 
 
 class Context(Sequence):
-    """An HPKE context: `Sequence` and export (RFC 9180, 5.2 and 5.3). Used in one direction only."""
+    """An HPKE context: a `Sequence` with export (RFC 9180, 5.2 and 5.3). It seals or it opens, never both."""
 
     def __init__(self, suite: Suite, shared_secret: bytes, info: bytes) -> None:
         self._suite_id = suite_id = b"HPKE" + suite.wire
@@ -307,7 +307,7 @@ class Context(Sequence):
         )
 
     def export(self, context: bytes, length: int) -> bytes:
-        """`length` bytes that only the two ends know."""
+        """`length` secret bytes that only the two ends can derive (RFC 9180, 5.3)."""
         return _labeled_expand(self._suite_id, self._exporter, b"sec", context, length)
 
 
@@ -320,7 +320,7 @@ def setup_sender(
 
 
 def setup_recipient(suite: Suite, key: PrivateKey, enc: bytes, info: bytes) -> Context:
-    """The context that `enc` opens. Raises `MalformedMessage`, or `UnknownKey` where the key is of another KEM."""
+    """The recipient's context for `enc`. Raises `MalformedMessage`, or `UnknownKey` if `key` has another KEM."""
     if key.kem is not suite.kem:
-        raise UnknownKey("the key is of another KEM")
+        raise UnknownKey("the key has another KEM than the suite")
     return Context(suite, key.decapsulate(enc), info)

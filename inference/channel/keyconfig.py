@@ -1,7 +1,7 @@
 """Key configurations (RFC 9458, 3): what a client needs to seal a request, as bytes.
 
 One configuration: `key_id u8 | kem u16 | public key | length u16 | (kdf u16, aead u16)*`. The media type
-`application/ohttp-keys` is a list of them, each with a u16 length in front, best first. EHBP serves one
+`application/ohttp-keys` is a list of them, best first, each preceded by its length as u16. EHBP serves one
 configuration without that length.
 """
 
@@ -24,7 +24,7 @@ class KeyConfiguration:
     symmetric: tuple[tuple[KdfId, AeadId], ...] = OFFERED
 
     def encode(self) -> bytes:
-        """The configuration's bytes, without a length in front."""
+        """The configuration's bytes, without the length that precedes it in a list."""
         pairs = b"".join(kdf.to_bytes(2, "big") + aead.to_bytes(2, "big") for kdf, aead in self.symmetric)
         return (
             bytes((self.key_id,))
@@ -46,7 +46,7 @@ class KeyConfiguration:
 
     @classmethod
     def decode(cls, data: bytes) -> "KeyConfiguration | None":
-        """One configuration, or `None` for a KEM or algorithms not known here, which a client passes over.
+        """One configuration, or `None` if this client does not know its KEM or none of its algorithms.
 
         Raises `MalformedMessage`.
         """
@@ -58,7 +58,7 @@ class KeyConfiguration:
             return None
         at = 3 + PUBLIC_KEY_LENGTH[kem]
         pairs = data[at + 2 :]
-        if len(data) < at + 2 or int.from_bytes(data[at : at + 2], "big") != len(pairs) or not pairs or len(pairs) % 4:
+        if int.from_bytes(data[at : at + 2], "big") != len(pairs) or not pairs or len(pairs) % 4:
             raise MalformedMessage("a key configuration's lengths do not add up")
         known: list[tuple[KdfId, AeadId]] = []
         for i in range(0, len(pairs), 4):
@@ -71,7 +71,7 @@ class KeyConfiguration:
 
 
 def encode_list(configurations: tuple[KeyConfiguration, ...]) -> bytes:
-    """`application/ohttp-keys`."""
+    """The body of `application/ohttp-keys`."""
     encoded = [configuration.encode() for configuration in configurations]
     return b"".join(len(item).to_bytes(2, "big") + item for item in encoded)
 
@@ -79,20 +79,20 @@ def encode_list(configurations: tuple[KeyConfiguration, ...]) -> bytes:
 def decode_list(data: bytes) -> tuple[KeyConfiguration, ...]:
     """The known configurations of an `application/ohttp-keys` body, in its order.
 
-    Raises `MalformedMessage` on any encoding error (the whole list is discarded: RFC 9458, 3.2), and where nothing
-    is left that this client knows.
+    Raises `MalformedMessage` on any encoding error, because a client discards the whole list (RFC 9458, 3.2), and if
+    the list has no configuration that this client knows.
     """
     known: list[KeyConfiguration] = []
     at = 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 2], "big")
         item = data[at + 2 : at + 2 + length]
-        if len(data) < at + 2 or len(item) != length:
-            raise MalformedMessage("the list of key configurations is cut")
+        if len(item) != length:
+            raise MalformedMessage("the list of key configurations is truncated")
         configuration = KeyConfiguration.decode(item)
         if configuration is not None:
             known.append(configuration)
         at += 2 + length
     if not known:
-        raise MalformedMessage("the list holds no key configuration that is known here")
+        raise MalformedMessage("the list has no key configuration that this client knows")
     return tuple(known)

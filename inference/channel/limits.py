@@ -1,20 +1,20 @@
-"""Every quantity that a peer can size has its bound here."""
+"""The bound of every peer-controlled size."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what a peer may send. Sizes in bytes."""
+    """Bounds on what a peer may send. Sizes are in bytes."""
 
     message: int = 32 * 1024 * 1024
-    """One whole binary HTTP message, opened. Images travel in requests as `data:` URLs."""
+    """One whole binary HTTP message, opened. It is this large because requests carry images as `data:` URLs."""
     chunk: int = 1024 * 1024
-    """Plaintext of one OHTTP chunk. The draft asks for 16,384 at least (draft-ietf-ohai-chunked-ohttp-08, 3)."""
+    """Plaintext of one OHTTP chunk. The draft requires at least 16,384 (draft-ietf-ohai-chunked-ohttp-08, 3)."""
     frame: int = 64 * 1024 * 1024
     """One EHBP frame, tag included; the protocol's own maximum."""
     chunks: int = 65_536
-    """OHTTP chunks, EHBP frames or binary HTTP content chunks in one message, empty ones counted."""
+    """OHTTP chunks, EHBP frames or binary HTTP content chunks in one message, empty ones included."""
     control: int = 16 * 1024
     """Method, scheme, authority and path together."""
     field_lines: int = 128

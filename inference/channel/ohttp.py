@@ -4,7 +4,7 @@
     sealed   = ciphertext (whole), or (varint length | ciphertext)* | 00 | final ciphertext (chunked)
     response = nonce | sealed
 
-Opening a request is the only way to get the object that seals its response.
+The object that seals a response can only be obtained by opening the request.
 """
 
 import os
@@ -31,7 +31,7 @@ _FINAL = b"final"
 
 @dataclass(frozen=True)
 class Media:
-    """The two media types and the two labels of a form."""
+    """The media types and labels of one of the two forms."""
 
     request: str
     response: str
@@ -50,7 +50,7 @@ CHUNKED = Media(
 )
 
 Keys = Callable[[int], tuple[KeyConfiguration, PrivateKey]]
-"""From a key identifier to a held key; raises `UnknownKey`."""
+"""Returns the configuration and private key for a key identifier. Raises `UnknownKey`."""
 
 
 def _info(media: Media, header: bytes) -> bytes:
@@ -58,7 +58,7 @@ def _info(media: Media, header: bytes) -> bytes:
 
 
 class _ResponseKeys:
-    """What the response's keys derive from; `sequence()` is the derivation of RFC 9458, 4.4."""
+    """The input of the response's key derivation. `sequence()` is the derivation of RFC 9458, 4.4."""
 
     def __init__(self, media: Media, suite: Suite, enc: bytes, context: Context) -> None:
         self.suite = suite
@@ -84,7 +84,7 @@ class _ChunkReader:
         self._opened = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Plaintexts of the non-final chunks that became complete."""
+        """The plaintexts of the non-final chunks that `data` completes."""
         self._buffer += data
         plaintexts: list[bytes] = []
         at = 0
@@ -108,7 +108,7 @@ class _ChunkReader:
         return plaintexts
 
     def finish(self) -> bytes:
-        """Plaintext of the final chunk, which may be empty. Raises `TruncatedMessage` where it is missing."""
+        """The plaintext of the final chunk, which may be empty. Raises `TruncatedMessage` if that chunk is missing."""
         if not self._in_final or len(self._buffer) < TAG_LENGTH:
             raise TruncatedMessage("the message ends before its final chunk")
         return self._open(bytes(self._buffer), _FINAL)
@@ -132,7 +132,7 @@ def _frame(sealed: bytes) -> bytes:
 
 
 class RequestOpener:
-    """Opens one encapsulated request: `feed()` its bytes as they come, then `finish()`."""
+    """Opens one encapsulated request: `feed()` its bytes as they arrive, then `finish()`."""
 
     def __init__(self, media: Media, keys: Keys, limits: Limits = DEFAULT_LIMITS) -> None:
         self._media = media
@@ -148,7 +148,7 @@ class RequestOpener:
         self.enc = b""
 
     def feed(self, data: bytes) -> None:
-        """Raises `ChannelError`; the opener is of no use after that."""
+        """Raises `ChannelError`. After an error the opener cannot be used again."""
         if self._failed:
             raise ExchangeMisuse("opening this request already failed")
         try:
@@ -170,7 +170,7 @@ class RequestOpener:
                 raise MessageTooLarge("the request is too long")
 
     def _read_head(self) -> bytes:
-        """Sets the context up once header and enc are here; gives the bytes after them."""
+        """Sets up the context once header and enc are complete. Returns the bytes after them."""
         head = self._head
         if len(head) < HEADER_LENGTH:
             return b""
@@ -194,18 +194,18 @@ class RequestOpener:
 
     @property
     def configuration(self) -> KeyConfiguration:
-        """What the request was sealed to. Raises `TruncatedMessage` before that is known."""
+        """The key configuration that the request was sealed to. Raises `TruncatedMessage` before that is known."""
         if self._configuration is None:
             raise TruncatedMessage("the request ends inside its header")
         return self._configuration
 
     @property
     def opened(self) -> bytes:
-        """What is open and authenticated so far; nothing before the end of a request in the whole form."""
+        """The authenticated plaintext so far. Always empty in the whole form, which opens only at its end."""
         return bytes(self._plain)
 
     def abandon(self) -> "ResponseSealer":
-        """What seals an answer that needs nothing more of the request. Nothing may be fed after it.
+        """The sealer for an answer that does not need the rest of the request. Nothing may be fed after this call.
 
         Raises `TruncatedMessage` inside the header.
         """
@@ -215,10 +215,10 @@ class RequestOpener:
         return ResponseSealer(self._response)
 
     def finish(self) -> "tuple[bytes, ResponseSealer]":
-        """(binary HTTP request, what seals its response). Raises `ChannelError`."""
+        """(binary HTTP request, sealer of its response). Raises `ChannelError`."""
         if self._failed:
             raise ExchangeMisuse("opening this request already failed")
-        self._failed = True  # Nothing may be fed or finished again, whatever comes of this.
+        self._failed = True  # Nothing may be fed or finished again, even if this call fails.
         if self._context is None or self._response is None or self._body is None:
             raise TruncatedMessage("the request ends inside its header")
         if isinstance(self._body, _ChunkReader):
@@ -257,7 +257,7 @@ class ResponseSealer:
         return _frame(self._sequence.seal(plaintext))
 
     def final(self, plaintext: bytes = b"") -> bytes:
-        """The final chunk: without it the receiver takes the response as cut. Ends the sealer."""
+        """The final chunk. A receiver treats a response without it as truncated. Ends the sealer."""
         if not self._started:
             raise ExchangeMisuse("the response has not started")
         return b"\x00" + self._take().seal(plaintext, _FINAL)
@@ -315,7 +315,7 @@ class RequestSealer:
         self._ended = True
 
     def response(self, limits: Limits = DEFAULT_LIMITS) -> "ResponseOpener":
-        """What opens the response to this request."""
+        """The opener of the response to this request."""
         keys = _ResponseKeys(self._media, self._suite, self.enc, self._context)
         return ResponseOpener(self._media, keys, limits)
 
@@ -324,9 +324,9 @@ class RequestSealer:
 
 
 class ResponseOpener:
-    """Opens one response: `feed()` gives plaintext as it authenticates, `finish()` the rest.
+    """Opens one response. `feed()` returns plaintext as soon as it is authenticated, `finish()` returns the rest.
 
-    Only `finish()` tells that the response is complete.
+    The response is complete only if `finish()` returns.
     """
 
     def __init__(self, media: Media, keys: _ResponseKeys, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -338,7 +338,7 @@ class ResponseOpener:
         self._failed = False
 
     def feed(self, data: bytes) -> bytes:
-        """Plaintext that became readable. Raises `ChannelError`; the opener is of no use after that."""
+        """The plaintext that `data` completes. Raises `ChannelError`; after that the opener cannot be used again."""
         if self._failed:
             raise ExchangeMisuse("opening this response already failed or ended")
         try:
@@ -358,7 +358,7 @@ class ResponseOpener:
             raise
 
     def finish(self) -> bytes:
-        """The last plaintext. Raises `TruncatedMessage` where the response was cut."""
+        """The last plaintext. Raises `TruncatedMessage` if the response is incomplete."""
         if self._failed:
             raise ExchangeMisuse("opening this response already failed or ended")
         self._failed = True

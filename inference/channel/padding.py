@@ -1,28 +1,28 @@
-"""What lengths tell, and how much of it is taken away.
+"""Padding to buckets, so that a length on the wire reveals less about the content.
 
-A stream's events and whole answers are padded to buckets inside the seal. Stream padding is an SSE comment, which
-every SSE client ignores (WHATWG HTML, 9.2.6); a JSON answer is followed by spaces, which every JSON parser ignores;
-binary HTTP has zero bytes of its own (RFC 9292, 3.8) but only at a message's end.
+A stream's events and whole answers are padded inside the seal. Stream padding is an SSE comment, which every SSE client
+ignores (WHATWG HTML, 9.2.6). A JSON answer is followed by spaces, which every JSON parser ignores. Binary HTTP has its
+own padding of zero bytes (RFC 9292, 3.8), but only at a message's end.
 """
 
 from enum import StrEnum
 
 EVENT_BUCKET = 512
-"""Bytes; the event of one token in any model's stream fits in one bucket."""
+"""Bytes. The event of one token fits into one bucket for every model."""
 MESSAGE_BUCKET = 1024
-"""Bytes; smallest step for whole messages."""
+"""Bytes. The smallest step for whole messages."""
 _EVENT_END = b"\n\n"
 # The smallest padding block: a colon and the blank line that ends it.
 _COMMENT_LENGTH = 3
 
 
 class Padding(StrEnum):
-    """Modes, as they stand in the configuration and in the evidence."""
+    """The modes, by their names in the configuration and in the evidence."""
 
     OFF = "off"
     PAD = "pad"
     CONSTANT = "constant"
-    """Cells (`inference/channel/shaping.py`), of which more than the name has to be known."""
+    """Cells (`shaping.py`). Their size, number and cadence are configured beside this name."""
 
 
 def bucket(length: int) -> int:
@@ -35,25 +35,25 @@ def bucket(length: int) -> int:
 
 
 def pad_json(body: bytes) -> bytes:
-    """A JSON text with spaces behind it up to its bucket."""
+    """A JSON text, followed by spaces up to its bucket."""
     return body + b" " * (bucket(len(body)) - len(body))
 
 
 class EventPadder:
-    """Pads a stream of server-sent events, called with what is ready together.
+    """Pads a stream of server-sent events. Each call of `feed` takes what is ready together.
 
-    Only whole events leave; the start of one whose end has not come yet is held back, so that the comment never
-    falls inside an event.
+    Only whole events are returned. The start of an unfinished event is held back, so that the comment never falls
+    inside an event.
     """
 
     def __init__(self, mode: Padding) -> None:
         if mode is Padding.CONSTANT:
-            raise ValueError("cells are not made by a padder")
+            raise ValueError("a padder does not make cells: use CellStream")
         self._pad = mode is Padding.PAD
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The whole events in what came so far, padded; empty where there is none."""
+        """The events that are complete by now, padded. Empty if none is."""
         if not self._pad:
             return data
         if self._held:
@@ -70,6 +70,6 @@ class EventPadder:
         return b"%b:%*b\n\n" % (data, room, b"")
 
     def finish(self) -> bytes:
-        """What is left of a stream that did not end with a whole event."""
+        """The rest of a stream that did not end with a whole event, unpadded."""
         held, self._held = self._held, b""
         return held

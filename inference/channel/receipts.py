@@ -1,16 +1,16 @@
 """Receipts: a signed statement, inside the seal, of what was asked, what was answered and by which model.
 
-A receipt is a JWS in compact form (RFC 7515) with EdDSA over Ed25519 (RFC 8037), so any JOSE library can check one that
-a client kept. It travels in the trailer `adytum-receipt` of the answer's binary HTTP message (RFC 9292, 3.6); the
-key is in the evidence. The server keeps nothing.
+A receipt is a JWS in compact form (RFC 7515) with EdDSA over Ed25519 (RFC 8037), so any JOSE library can check a
+receipt that a client kept. It travels in the trailer `adytum-receipt` of the answer's binary HTTP message (RFC 9292,
+3.6). Its key is in the evidence. The server does not store receipts.
 
 Hashes are SHA-256 in base64url without padding:
 
-    enc       of the encapsulated key that named the request
-    request   of the opened binary HTTP request, its padding included
-    response  of the answer's content, comment lines that pad a stream included
+    enc       of the request's encapsulated key
+    request   of the opened binary HTTP request, including its padding
+    response  of the answer's content, including the comment lines that pad a stream
     keys      of the key configuration that the request was sealed to (RFC 9458, 3)
-    weights   the root of the model's weights as the evidence names it
+    weights   the root hash of the model's weights, as in the evidence
 """
 
 import base64
@@ -30,16 +30,16 @@ TRAILER = b"adytum-receipt"
 _TYPE = "adytum-receipt+jws"
 _STEP = 256
 _DIGITS = 10
-"""Of the longest number that is hidden."""
+"""Digits of the longest count whose length stays hidden."""
 _LIMIT = 8192
 _PART = re.compile(rb"[A-Za-z0-9_-]+")
-# `json.dumps` makes one anew in each call with options.
+# Kept, because `json.dumps` with options makes a new encoder in each call.
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What the answer took. `exact` is false where it was cut and the engine's own count never came."""
+    """What the answer used. `exact` is false if the engine was stopped before it reported its own count."""
 
     model: str
     weights: bytes
@@ -51,7 +51,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a backend signs. Digests are 32 bytes. `spent` is `None` where no engine was asked."""
+    """What a backend signs. Digests have 32 bytes. `spent` is `None` if no engine was asked."""
 
     enc: bytes
     request: bytes
@@ -63,18 +63,17 @@ class Receipt:
     spent: Spent | None
 
     def sign(self, key: Ed25519PrivateKey) -> bytes:
-        """The compact JWS. Its length does not depend on the numbers of tokens."""
+        """The compact JWS. Its length depends neither on the token counts nor on `exact`."""
         payload = self._payload()
-        # JSON takes spaces behind it, and the length of a trailer is on the wire: the digits of a count must not be.
-        numbers = (
-            "".join(
-                str(number)
-                for number in (self.spent.prompt_tokens, self.spent.cached_tokens, self.spent.completion_tokens)
-            )
-            if self.spent is not None
+        # The trailer's length is visible on the wire, so it must not depend on how many digits a count has, nor on
+        # `exact`. JSON allows spaces after the document.
+        spent = self.spent
+        hidden = (
+            f"{spent.prompt_tokens}{spent.cached_tokens}{spent.completion_tokens}{spent.exact}"
+            if spent is not None
             else ""
         )
-        length = len(payload) - len(numbers) + 3 * _DIGITS + len("false")
+        length = len(payload) - len(hidden) + 3 * _DIGITS + len("false")
         payload += b" " * (-(-length // _STEP) * _STEP - len(payload))
         signed = _HEAD + b"." + _encode(payload)
         return signed + b"." + _encode(key.sign(signed))
@@ -103,7 +102,10 @@ class Receipt:
 
     @classmethod
     def verify(cls, token: bytes, public_key: bytes) -> "Receipt":
-        """Raises `OpenFailed` where the signature is not the key's, `MalformedMessage` where it is no receipt."""
+        """The receipt in `token`.
+
+        Raises `OpenFailed` if `public_key` did not sign it, `MalformedMessage` if it is no receipt.
+        """
         parts = token.split(b".")
         if len(token) > _LIMIT or len(parts) != 3 or not all(_PART.fullmatch(part) for part in parts):
             raise MalformedMessage("the receipt is not a compact JWS")
@@ -149,7 +151,7 @@ def _receipt(document: dict[str, Any]) -> Receipt:
             spent=spent,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise MalformedMessage("the receipt does not have what a receipt has") from error
+        raise MalformedMessage("a member of the receipt is missing or invalid") from error
 
 
 def _number(value: Any) -> int:
@@ -161,7 +163,7 @@ def _number(value: Any) -> int:
 def _digest(value: Any) -> bytes:
     if not isinstance(value, str):
         raise TypeError
-    found = _decode(value.encode("ascii", "replace"))
+    found = _decode(value.encode())
     if len(found) != 32:
         raise ValueError
     return found
@@ -190,7 +192,7 @@ def _decode(part: bytes) -> bytes:
         found = base64.b64decode(part + b"=" * (-len(part) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedMessage("the receipt is not base64url") from error
-    # The last character has bits that count for nothing: one receipt has one form.
+    # The last character may have unused bits. They must be zero, so that a receipt has only one form.
     if _encode(found) != part:
         raise MalformedMessage("the receipt is not canonical base64url")
     return found

@@ -1,10 +1,10 @@
-"""Cells: an answer in chunks of one size, in one of few numbers, whatever it says (`padding = "constant"`).
+"""Cells: an answer in chunks of one size, in one of a few numbers, whatever its content (`padding = "constant"`).
 
-Every write of an answer's body has exactly `Cells.size` bytes on the wire: framing, response nonce, ciphertext and tag
-together, the first and the last one too. What is ready fills a cell, an event may be split over several, and a comment
-(WHATWG HTML, 9.2.6) between events fills the rest. An answer has `least` cells, or twice as many, and so on; the event
-with which a stream says that it is over is in the last of them, so that a client that stops reading there shows nothing
-either. When a cell leaves is for the gateway's clock (`inference/gateway/exchange/shaping.py`).
+Every write of an answer's body, including the first and the last, has exactly `Cells.size` bytes on the wire: framing,
+response nonce, ciphertext and tag together. Events that are ready fill a cell, and one event may be split over several
+cells. A comment (WHATWG HTML, 9.2.6) between events fills the rest. An answer has `least` cells, or twice as many, and
+so on. The event that closes a stream is in the last cell, so that a client that stops reading at that event reveals
+nothing. The gateway's clock decides when a cell is sent (`inference/gateway/exchange/shaping.py`).
 """
 
 import hashlib
@@ -18,22 +18,23 @@ from adytum.inference.channel.errors import ExchangeMisuse
 from adytum.inference.channel.hpke import TAG_LENGTH
 
 SMALLEST = 256
-"""Bytes of the smallest cell: below it most of a cell would be framing."""
+"""Bytes of the smallest cell. Most of a smaller one would be framing."""
 LARGEST = 16_384
-"""Bytes of the largest cell: what every receiver of chunked OHTTP takes (draft-ietf-ohai-chunked-ohttp-08, 3)."""
-# Beyond this many bytes the number of cells grows by so many bytes and no longer doubles: binary HTTP's receivers take
-# a bounded padding only.
+"""Bytes of the largest cell. Every receiver of chunked OHTTP accepts it (draft-ietf-ohai-chunked-ohttp-08, 3)."""
+# Above this many bytes an answer grows in steps of this many bytes and no longer doubles, because receivers of binary
+# HTTP accept only bounded padding.
 _WIDEST_STEP = 1024 * 1024
-# A closing event is kept for the last cell up to this size, so that an engine cannot make the gateway keep more.
+# Up to this size a closing event is held for the last cell. The limit bounds what an engine can make the gateway hold.
 _HELD_LIMIT = 1024 * 1024
 _EVENT_END = b"\n\n"
 _COMMENT_LENGTH = 3
-# Room for the end of a comment that began in the cell before, and for a receipt that is a few bytes longer than tried.
+# Room for the end of a comment that began in the previous cell, and for a receipt that is a few bytes longer than the
+# trial one.
 _SPARE = 16
-_OHTTP_FRAME = 2  # The length of a chunk, a varint: all cells' chunks are between 64 and 16,383 bytes long.
+_OHTTP_FRAME = 2  # The varint of a chunk's length: every cell's chunk has between 64 and 16,383 bytes.
 _OHTTP_FINAL = 1
 _EHBP_FRAME = 4
-# How streams of each API end, and how errors in them begin. Content is JSON, so a model cannot write an event's start.
+# How streams of each API end, and how errors in them begin. Content is JSON, so a model cannot begin an event.
 _CLOSING = re.compile(
     rb'(?:\A|\n\n)(?=data: \[DONE\]|data: \{"(?:type": ?"error|error)"|event: (?:error|message_stop|response\.(?:'
     rb"completed|failed|incomplete))\n)"
@@ -42,7 +43,7 @@ _CLOSING = re.compile(
 
 @dataclass(frozen=True)
 class Cells:
-    """The shape of answers. Raises `ValueError` for one that cannot be."""
+    """The shape of answers. Raises `ValueError` for values out of range."""
 
     size: int
     """Bytes of each write of an answer's body, all framing included."""
@@ -53,10 +54,10 @@ class Cells:
 
     def __post_init__(self) -> None:
         if not SMALLEST <= self.size <= LARGEST or self.least < 1 or not self.cadence_s > 0:
-            raise ValueError("these cells cannot be")
+            raise ValueError("these cells cannot be made: size, least or cadence_s is out of range")
 
     def total(self, needed: int) -> int:
-        """The number of cells of an answer that needs `needed`: `least`, doubled until it is enough."""
+        """The number of cells of an answer that needs `needed` of them: `least`, doubled until it is enough."""
         total = self.least
         while total < needed:
             total += min(total, _WIDEST_STEP // self.size)
@@ -64,26 +65,26 @@ class Cells:
 
 
 class Box(Protocol):
-    """How one protocol makes a cell of a plaintext."""
+    """How a protocol turns plaintext into a cell."""
 
     overhead: int
-    """Bytes that `content` adds to content of 64 bytes and more."""
+    """Bytes that `content` adds to 64 bytes of content or more."""
 
     def room(self, *, first: bool, last: bool) -> int:
-        """Plaintext bytes of a cell."""
+        """The number of plaintext bytes in a cell."""
 
     def content(self, data: bytes) -> bytes:
-        """Content as it stands in the plaintext."""
+        """`data` as it appears in the plaintext."""
 
     def fill(self, size: int) -> bytes:
-        """`size` bytes that mean nothing, for behind the answer's end."""
+        """`size` bytes of padding, to follow the answer's end."""
 
     def seal(self, plaintext: bytes, *, first: bool, last: bool) -> bytes:
-        """The cell, ready for the wire."""
+        """The sealed cell, ready for the wire."""
 
 
 class OhttpBox:
-    """Chunked Oblivious HTTP: a chunk of a binary HTTP message in each cell, the response nonce in the first."""
+    """Chunked Oblivious HTTP: a chunk of a binary HTTP message in each cell, and the response nonce in the first."""
 
     overhead = 2
 
@@ -109,7 +110,7 @@ class OhttpBox:
 
 
 class EhbpBox:
-    """EHBP: a frame in each cell. `is_stream`: of events; else of a text to which spaces may be added."""
+    """EHBP: each cell is one frame. `is_stream`: of events, otherwise of a text that may be followed by spaces."""
 
     overhead = 0
 
@@ -134,29 +135,29 @@ class EhbpBox:
 
 
 def whole(cells: Cells, box: Box, message: bytes) -> bytes:
-    """All cells of an answer that is there as a whole: as many as `Cells.total` says."""
+    """All cells of an answer that is not streamed. `Cells.total` determines their number."""
     return _fill(box, message, 0, cells.total(_needed(box, len(message))))
 
 
 class CellStream:
-    """The cells of a stream of events. `head`: the plaintext in front of the first event."""
+    """The cells of a stream of events. `head`: the plaintext that precedes the first event."""
 
     def __init__(self, cells: Cells, box: Box, head: bytes) -> None:
         self._cells = cells
         self._box = box
-        self._plain = bytearray(head)  # Leaves first: what was begun and did not fit into the last cell.
-        self._ready = bytearray()  # Whole events, of which the first may have begun to leave.
-        self._held = b""  # The closing event and all behind it, or the start of an event.
+        self._plain = bytearray(head)  # Is sent first: what did not fit into the previous cell.
+        self._ready = bytearray()  # Whole events; part of the first may already be sent.
+        self._held = b""  # The closing event and all after it, or the start of an event.
         self._count = 0
         self._hash = hashlib.sha256()
 
     @property
     def waiting(self) -> int:
-        """Bytes of events that no cell has taken yet."""
+        """Bytes of events that are not in a cell yet."""
         return len(self._ready)
 
     def feed(self, data: bytes) -> None:
-        """Takes what the stream brought."""
+        """Takes the next bytes of the event stream."""
         data = self._held + data
         closing = _CLOSING.search(data)
         end = closing.end() if closing is not None else data.rfind(_EVENT_END) + 2
@@ -168,7 +169,7 @@ class CellStream:
         self._held = data[end:]
 
     def cell(self) -> bytes:
-        """The next cell: what is ready, and padding."""
+        """The next cell: the events that are ready, and padding."""
         first = self._count == 0
         room = self._box.room(first=first, last=False)
         while (missing := room - len(self._plain)) > 0:
@@ -179,7 +180,7 @@ class CellStream:
         return self._box.seal(plaintext, first=first, last=False)
 
     def _content(self, size: int) -> bytes:
-        """`size` bytes of events and comments, or a few more where a comment has to be longer than the rest."""
+        """`size` bytes of events and comments, or up to two more, because a comment has at least three bytes."""
         data = bytes(self._ready[:size])
         del self._ready[:size]
         if len(data) == size:
@@ -191,13 +192,13 @@ class CellStream:
         self._plain += self._box.content(content)
 
     def finish(self, end: Callable[[bytes], bytes]) -> bytes:
-        """All cells to the last one. `end` gives the plaintext behind the content, from the content's SHA-256."""
+        """The remaining cells. `end` returns the plaintext that follows the content, from the content's SHA-256."""
         cells = []
         while self._ready:
             cells.append(self.cell())
         held, self._held = self._held, b""
-        # How many cells of padding there are is part of the content, and depends on how long the end is: it is made
-        # once for its length and once for its digest.
+        # The padding is part of the content, and its amount depends on the length of the end. So `end` is called once
+        # for that length and once with the digest.
         tail = len(self._box.content(held) if held else b"") + len(end(bytes(self._hash.digest_size)))
         last = _needed(self._box, len(self._plain) + tail + _SPARE)
         total = self._cells.total(self._count + last)
@@ -211,12 +212,12 @@ class CellStream:
 
 
 def _needed(box: Box, size: int) -> int:
-    """Cells that are enough for `size` bytes of plaintext."""
+    """A number of cells that is enough for `size` bytes of plaintext."""
     return max(1, -(-size // box.room(first=True, last=False)))
 
 
 def _fill(box: Box, plaintext: bytes, start: int, total: int) -> bytes:
-    """The cells from `start` to the last one: `plaintext`, and what means nothing behind it."""
+    """The cells from `start` to the last one: `plaintext`, followed by padding."""
     rooms = [box.room(first=at == 0, last=at == total - 1) for at in range(start, total)]
     spare = sum(rooms) - len(plaintext)
     if spare < 0:
@@ -230,5 +231,5 @@ def _fill(box: Box, plaintext: bytes, start: int, total: int) -> bytes:
 
 
 def _comment(size: int) -> bytes:
-    """A comment and the blank line behind it, at least three bytes."""
+    """A comment and the blank line that ends it: `size` bytes, at least three."""
     return b":%*b\n\n" % (size - _COMMENT_LENGTH, b"")

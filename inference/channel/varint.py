@@ -7,7 +7,7 @@ from adytum.inference.channel.errors import ExchangeMisuse
 
 @lru_cache(4096)
 def encode(value: int) -> bytes:
-    """The shortest form, 1 to 8 bytes."""
+    """`value` in the shortest form, 1 to 8 bytes. Raises `ExchangeMisuse` for 2^62 and above."""
     if value < 1 << 6:
         return value.to_bytes(1, "big")
     if value < 1 << 14:
@@ -20,7 +20,7 @@ def encode(value: int) -> bytes:
 
 
 def decode(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
-    """(value, next offset), or `None` where the integer is not complete yet. Longer forms than needed are valid."""
+    """(value, next offset), or `None` if the integer is incomplete. Longer forms than needed are valid."""
     if at >= len(data):
         return None
     first = data[at]

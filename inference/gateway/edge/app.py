@@ -10,7 +10,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adytum.inference.channel import ehbp, keyconfig, ohttp
-from adytum.inference.channel.exchange import EhbpOpening, OhttpOpening, Shape
+from adytum.inference.channel.exchange import Shape
+from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.core.lifecycle import Lifecycle
 from adytum.inference.gateway import failures
 from adytum.inference.gateway.admission.admission import MODELS_PATH, ROUTES, Admission

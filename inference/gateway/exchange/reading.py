@@ -8,8 +8,8 @@ from starlette.types import Receive
 
 from adytum.inference.channel.bhttp import Fields
 from adytum.inference.channel.errors import MessageTooLarge
-from adytum.inference.channel.exchange import EhbpOpening, OhttpOpening
 from adytum.inference.channel.limits import DEFAULT_LIMITS
+from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.gateway.failures import Refusal, Refused
 
 FIRST = 18 * 1024

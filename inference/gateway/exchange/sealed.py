@@ -16,8 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from adytum.inference.channel.bhttp import field
 from adytum.inference.channel.errors import ChannelError
-from adytum.inference.channel.exchange import Closing, EhbpOpening, Exchange, OuterHead
+from adytum.inference.channel.exchange import Closing, Exchange, OuterHead
 from adytum.inference.channel.limits import DEFAULT_LIMITS
+from adytum.inference.channel.openings import EhbpOpening
 from adytum.inference.gateway import failures
 from adytum.inference.gateway.accounting.ledger import Account, Ledger
 from adytum.inference.gateway.accounting.telemetry import Telemetry

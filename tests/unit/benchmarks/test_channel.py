@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from adytum.benchmarks.channel.engine import EVENT
 from adytum.inference.channel import bhttp, ohttp
 from adytum.inference.channel.bhttp import RequestHead
-from adytum.inference.channel.exchange import Exchange, OhttpOpening
+from adytum.inference.channel.exchange import Exchange
+from adytum.inference.channel.openings import OhttpOpening
 from adytum.inference.channel.padding import Padding
 from adytum.inference.gateway.keys import KeyRing
 

@@ -33,7 +33,7 @@ def unhex(text: str) -> bytes:
 
 
 def wire_vector(name: str) -> dict[str, Any]:
-    """A vector that lies beside the repository; where it is absent the test is skipped and says so."""
+    """A vector that is kept beside the repository. Without it the test is skipped, and the reason names the file."""
     path = Path(__file__).resolve().parents[4] / "shared" / "vectors" / "wire" / name
     if not path.exists():
         pytest.skip(f"the wire vectors are not here: ../shared/vectors/wire/{name}")
@@ -50,7 +50,7 @@ def hpke_vectors(name: str) -> list[dict[str, Any]]:
 
 @cache
 def recipient(kem: KemId) -> hpke.PrivateKey:
-    """One key per KEM for the whole run, the same in every run."""
+    """One key for each KEM, the same in every run."""
     secret = bytes(range(32))
     return hpke.X25519Key.from_bytes(secret) if kem is KemId.X25519 else hpke.XWingKey.from_bytes(secret)
 
@@ -60,7 +60,7 @@ def configuration(kem: KemId, key_id: int = 7) -> KeyConfiguration:
 
 
 def held(*configurations: KeyConfiguration) -> ohttp.Keys:
-    """A gateway's keys: looked up by identifier, unknown ones refused."""
+    """A gateway's lookup of keys by identifier, which refuses unknown ones."""
 
     def keys(key_id: int) -> tuple[KeyConfiguration, hpke.PrivateKey]:
         for item in configurations:
@@ -89,7 +89,7 @@ def cuts(most: int = 400) -> st.SearchStrategy[list[int]]:
 
 
 def mutations() -> st.SearchStrategy[list[tuple[str, float, int]]]:
-    """Edits of a valid message: (what, where as a fraction of the length, a byte)."""
+    """Edits of a valid message: (kind, place as a fraction of the length, a byte)."""
     what = st.sampled_from(("set", "flip", "insert", "delete", "cut", "repeat"))
     return st.lists(st.tuples(what, st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4)
 
@@ -116,7 +116,7 @@ def mutate(data: bytes, edits: list[tuple[str, float, int]]) -> bytes:
 
 
 def flips(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Every copy of `data` with one bit changed, and the offset of that bit's byte."""
+    """(offset of the byte, copy of `data`) for every bit of `data`, with that bit changed in the copy."""
     for bit in range(len(data) * 8):
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
@@ -124,23 +124,23 @@ def flips(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def refused(call: Any, *arguments: Any) -> ChannelError:
-    """The error with which `call` ends; fails where it returns."""
+    """The `ChannelError` that `call` raises. Fails if `call` returns."""
     with pytest.raises(ChannelError) as caught:
         call(*arguments)
     return caught.value
 
 
 def server_sent_events(stream: bytes) -> list[tuple[str, str, str]]:
-    """(event, data, last id) of each dispatched event, line by line as WHATWG HTML, 9.2.6 has it.
+    """(event, data, last id) of each dispatched event, line by line as in WHATWG HTML, 9.2.6.
 
-    A reader of its own, so that the padding is not checked with the code that made it.
+    It shares no code with the padding that it checks.
     """
     text = stream.decode("utf-8").removeprefix("\ufeff")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     events: list[tuple[str, str, str]] = []
     event, identifier = "", ""
     data: list[str] = []
-    # The last element has no line end behind it and is discarded, as is an event that no blank line ended.
+    # The last element has no line end and is discarded, and so is an event that no blank line ended.
     for line in lines[:-1]:
         if not line:
             if data:

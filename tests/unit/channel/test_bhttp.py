@@ -24,7 +24,7 @@ Kind = Literal["request", "response"]
 
 @dataclass(frozen=True)
 class Message:
-    """A message with its content in one piece: two are equal where they mean the same."""
+    """A message with its content in one piece. Two messages with the same meaning are equal."""
 
     head: Head
     content: bytes = b""
@@ -159,7 +159,8 @@ def test_rfc_examples_are_written() -> None:
     assert chunked(REQUEST) + bytes(10) == FIGURE_9
     # Figure 11 without its informational responses, which are never sent here.
     assert chunked(RESPONSE) == b"\x03" + FIGURE_11[FIGURE_11.index(unhex("40c8")) :]
-    # Figure 13 has a trailer, which the known-length encoder does not write; the indeterminate form has the same parts.
+    assert bhttp.encode(TRAILED.head, TRAILED.content, TRAILED.trailers) == FIGURE_13
+    # The indeterminate form has the same parts.
     assert chunked(TRAILED) == unhex("0340c8001d") + TRAILED.content + unhex("00 07747261696c6572 0474657874 00")
 
 
@@ -180,10 +181,10 @@ def test_unknown_framing(kind: Kind, framing: str) -> None:
 
 
 def sections(message: Message, known: bool) -> list[tuple[int, Message]]:
-    """Where each of our messages may end and what it then says: the sections that are left out are empty.
+    """The offsets at which each of our messages may end, and its meaning then: the omitted sections are empty.
 
-    After the control data (as both examples of RFC 9458 do), after the header, and after the content; in the
-    indeterminate form the last also only behind the zero that ends it.
+    These are after the control data (as in both examples of RFC 9458), after the header, and after the content. In
+    the indeterminate form the content includes the zero that ends it.
     """
     if known:
         bare, header, content = (
@@ -203,14 +204,13 @@ def sections(message: Message, known: bool) -> list[tuple[int, Message]]:
 
 
 def known_length(message: Message) -> bytes:
-    trailers = b"".join(varint.encode(len(part)) + part for line in message.trailers for part in line)
-    return bhttp.encode(message.head, message.content)[:-1] + varint.encode(len(trailers)) + trailers
+    return bhttp.encode(message.head, message.content, message.trailers)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "indeterminate"])
 @pytest.mark.parametrize("message", [POST, ANSWER], ids=["request", "response"])
 def test_cut_at_every_offset(message: Message, known: bool) -> None:
-    """A cut message is an error, unless it ends where a section ends: then the sections after that are empty."""
+    """A truncated message is an error, unless it ends at a section's end: then the following sections are empty."""
     kind: Kind = "request" if message is POST else "response"
     encoded = known_length(message) if known else chunked(message)
     allowed = dict(sections(message, known))
@@ -361,9 +361,11 @@ def test_a_bad_line_is_not_sent(name: bytes, value: bytes) -> None:
             call()
 
 
-def test_an_empty_name_in_a_known_length_section() -> None:
-    with pytest.raises(MalformedMessage):
-        read("response", [unhex("0140c8 02 0000 00 00")])
+@pytest.mark.parametrize("section", ["02 0000", "05 0161 0162 00", "06 0161 0162 0000"])
+def test_an_empty_name_in_a_known_length_section(section: str) -> None:
+    for encoded in (unhex("0140c8" + section + "00 00"), unhex("0140c8 00 00" + section)):
+        with pytest.raises(MalformedMessage, match=r"^a field name is empty$"):
+            read("response", [encoded])
 
 
 @pytest.mark.parametrize(
@@ -432,7 +434,7 @@ def test_status_in_range(status: int) -> None:
     assert read("response", [b"\x01" + varint.encode(status)]) == Message(ResponseHead(status))
 
 
-# What is ready comes out at once.
+# Events are returned as soon as they are complete.
 
 
 def test_events_come_as_they_are_complete() -> None:
@@ -493,7 +495,7 @@ def test_use_after_a_cut() -> None:
         decoder.finish()
 
 
-# Limits. Each holds exactly: what is at the limit passes, one more does not, and the default takes both.
+# Limits. Each is exact: a value at the limit passes, one more does not, and the default limits accept both.
 
 
 def line(size: int) -> Fields:
@@ -634,7 +636,7 @@ def test_round_trip(head: Head, content: bytes, trailers: Fields, size: int, whe
 
 
 def settle(kind: Kind, parts: list[bytes]) -> Message | type[ChannelError]:
-    """The message, or the class of the error: what a decoder makes of bytes."""
+    """A decoder's result for these bytes: the message, or the class of the error."""
     try:
         return read(kind, parts)
     except ChannelError as error:

@@ -64,6 +64,11 @@ BODY = b"".join(FRAMES)
 SECRET = CONTEXT.export(b"ehbp response", 32)
 
 
+def test_names_on_the_wire() -> None:
+    assert (ehbp.REQUEST_HEADER, ehbp.RESPONSE_HEADER) == ("ehbp-encapsulated-key", "ehbp-response-nonce")
+    assert ehbp.KEY_CONFIG_PROBLEM == "urn:ietf:params:ehbp:error:key-config"
+
+
 def test_derive_vector() -> None:
     vector = wire_vector("ehbp-derive.json")
     sequence = ehbp.response_sequence(
@@ -102,6 +107,26 @@ def test_the_published_client_reads_our_response() -> None:
 @pytest.mark.parametrize("data", [[BODY], one_by_one(BODY), FRAMES], ids=["at once", "byte by byte", "by frames"])
 def test_a_request(data: list[bytes]) -> None:
     assert opened(HEADER, data) == b"firstsecondthird"
+
+
+def test_the_recipient_is_known_after_the_first_frame() -> None:
+    opener = RequestOpener(HEADER, (OTHER, KEY))
+    for piece in (FRAMES[0][:-1], FRAMES[0][-1:]):
+        assert opener.recipient == b""
+        opener.feed(piece)
+    assert opener.recipient == KEY.public_bytes
+
+
+def test_frames_of_any_length_however_they_are_divided() -> None:
+    """A length's first bytes look like a shorter length; it counts only when all four are there."""
+    header, context = sender()
+    parts = [b"first", bytes(0x0F00), bytes(300)]
+    body = b"".join(framed(context.seal(part)) for part in parts)
+    lengths = [len(part) + 20 for part in parts]
+    for start in (0, lengths[0], lengths[0] + lengths[1]):
+        for end in range(start, start + 6):
+            assert opened(header, [body[:end], body[end:]]) == b"".join(parts)
+            assert opened(header, [body[:start], body[start:end], body[end:]]) == b"".join(parts)
 
 
 def test_empty_frames_are_skipped_and_do_not_count() -> None:

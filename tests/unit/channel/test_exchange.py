@@ -1,5 +1,6 @@
-"""One request and its one answer: the order of steps, what leaves, and what its size tells."""
+"""One request and its one answer: the order of steps, the sealed bytes, and what their length reveals."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +12,13 @@ from hypothesis import strategies as st
 
 from adytum.inference.channel import bhttp, ehbp, hpke, ohttp
 from adytum.inference.channel.bhttp import Content, Fields, RequestHead, ResponseHead
-from adytum.inference.channel.errors import (
-    ExchangeMisuse,
-    MalformedMessage,
-    MessageTooLarge,
-    OpenFailed,
-    TruncatedMessage,
-    UnknownKey,
-)
-from adytum.inference.channel.exchange import EhbpOpening, Exchange, OhttpOpening, OuterHead, Shape
+from adytum.inference.channel.errors import ExchangeMisuse, TruncatedMessage
+from adytum.inference.channel.exchange import Exchange, OuterHead, Shape
 from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.limits import Limits
+from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.channel.padding import EVENT_BUCKET, Padding, bucket
+from adytum.inference.channel.shaping import Cells
 from tests.unit.channel.support import (
     SLOW_FUZZ,
     configuration,
@@ -118,6 +114,10 @@ def test_the_request(protocol: str) -> None:
     exchange, _ = PROTOCOLS[protocol]()
     request = exchange.request()
     assert (request.method, request.path, request.fields, request.body) == (ASK.method, ASK.path, ASK.fields, BODY)
+    sealed_to = configuration(KemId.X25519 if protocol == "ehbp" else KemId.MLKEM768_X25519)
+    assert exchange.recipient == sealed_to.public_key
+    assert exchange.message == (BODY if protocol == "ehbp" else bhttp.encode(ASK, BODY))
+    assert exchange.key_configuration == (b"" if protocol == "ehbp" else sealed_to.encode())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -129,7 +129,7 @@ def test_an_answer(protocol: str, padding: Padding, size: int) -> None:
     head, sealed = exchange.answer(429, JSON, body)
     status, fields, plain = client.read(head, sealed)
     assert (status, fields) == (429, JSON)
-    # Over OHTTP the padding is binary HTTP's own; over EHBP it is spaces behind the JSON.
+    # Over OHTTP the padding is binary HTTP's own; over EHBP it is spaces after the JSON.
     assert json.loads(plain) == json.loads(body)
     assert plain.rstrip(b" ") == body
     if protocol != "ehbp" or padding is Padding.OFF:
@@ -154,6 +154,74 @@ def test_an_answer_without_content(protocol: str) -> None:
     assert client.read(*exchange.answer(204, (), b"")) == (204, (), b"")
 
 
+# Trailers: about the content as it was sealed, padding included.
+
+
+SHAPES: list[Shape] = [Padding.OFF, Padding.PAD, Cells(1024, 4, 0.02)]
+
+
+def trailers_of(client: Client, sealed: bytes) -> tuple[bytes, Fields]:
+    """(content, trailers) of an answer over OHTTP."""
+    assert client.opener is not None
+    opener, decoder = client.opener(Limits()), bhttp.Decoder("response")
+    _, *rest = decoder.feed(opener.feed(sealed) + opener.finish()) + decoder.finish()
+    content = b"".join(event.data for event in rest if isinstance(event, Content))
+    return content, next((event.fields for event in rest if isinstance(event, bhttp.Trailers)), ())
+
+
+def digest_line(digest: bytes) -> Fields:
+    return ((b"digest", digest.hex().encode()),)
+
+
+def about(content: bytes) -> Fields:
+    return digest_line(hashlib.sha256(content).digest())
+
+
+@pytest.mark.parametrize(
+    "shape", [Padding.OFF, Padding.PAD, Cells(1024, 4, 0.02)], ids=lambda s: type(s).__name__ + str(s)[:3]
+)
+@pytest.mark.parametrize("body", [b"", b"{}", b'"' + b"x" * 20_000 + b'"'], ids=len)
+def test_trailers_of_a_whole_answer(shape: Shape, body: bytes) -> None:
+    for protocol in ("whole", "chunked"):
+        exchange, client = PROTOCOLS[protocol](shape)
+        assert exchange.has_trailers
+        _, sealed = exchange.answer(200, JSON, body, digest_line)
+        assert trailers_of(client, sealed) == (body, about(body))
+        exchange, client = PROTOCOLS[protocol](shape)
+        assert trailers_of(client, exchange.answer(200, JSON, body)[1]) == (body, ())
+
+
+@pytest.mark.parametrize("padding", [Padding.OFF, Padding.PAD])
+@pytest.mark.parametrize("end", [b"", b"data: cut"])
+@pytest.mark.parametrize("fields", [EVENTS, JSON], ids=["events", "bytes"])
+def test_trailers_of_a_stream(padding: Padding, end: bytes, fields: Fields) -> None:
+    exchange, client = PROTOCOLS["chunked"](padding)
+    _, sealed = exchange.begin(200, fields)
+    for piece in (b"data: 1\n\n", b"data: 2", b"\n\n", end):
+        sealed += exchange.data(piece)
+    content, trailers = trailers_of(client, sealed + exchange.end(digest_line))
+    assert content.startswith(b"data: 1\n\n")
+    assert content.endswith(end)
+    assert trailers == about(content)
+
+
+@pytest.mark.parametrize(
+    "shape", [Padding.OFF, Padding.PAD, Cells(1024, 4, 0.02)], ids=lambda s: type(s).__name__ + str(s)[:3]
+)
+def test_ehbp_has_no_trailers(shape: Shape) -> None:
+    """So their maker, which may be expensive, is not called."""
+
+    def never(digest: bytes) -> Fields:
+        raise AssertionError
+
+    exchange, _ = over_ehbp(shape)
+    assert not exchange.has_trailers
+    exchange.answer(200, JSON, b"{}", never)
+    exchange, _ = over_ehbp(shape)
+    exchange.begin(200, EVENTS)
+    exchange.end(never)
+
+
 # Streams.
 
 
@@ -163,7 +231,9 @@ def test_a_stream(protocol: str, padding: Padding) -> None:
     exchange, client = PROTOCOLS[protocol](padding)
     events = [b'data: {"token": "' + b"x" * size + b'"}\n\n' for size in (1, 30, 400)] + [b"data: [DONE]\n\n"]
     head, sealed = exchange.begin(200, EVENTS)
-    assert {(b"incremental", b"?1"), (b"x-accel-buffering", b"no")} <= set(head.headers)
+    assert {(b"incremental", b"?1"), (b"x-accel-buffering", b"no"), (b"cache-control", b"no-store")} <= set(
+        head.headers
+    )
     lengths = []
     for event in events:
         piece = exchange.data(event)
@@ -196,7 +266,7 @@ def test_a_stream_however_the_engine_cuts_it(protocol: str, texts: list[str], wh
 @pytest.mark.parametrize("protocol", STREAMING)
 @pytest.mark.parametrize("size", [16_375, 16_376, 16_377, 50_000])
 def test_a_large_piece_of_a_stream(protocol: str, size: int) -> None:
-    """Split into chunks that every receiver of chunked OHTTP takes; not an event stream, so not padded."""
+    """It is split into chunks that every receiver of chunked OHTTP accepts. It is not of events, so not padded."""
     exchange, client = PROTOCOLS[protocol]()
     head, sealed = exchange.begin(200, JSON)
     sealed += exchange.data(bytes(size)) + exchange.data(b"")
@@ -234,7 +304,7 @@ def test_a_stream_without_its_end_reads_as_cut() -> None:
 # Order of steps.
 
 STEPS = ("answer", "begin", "data", "end")
-# What may follow what; every other step, and every step after that, is a misuse.
+# The steps that may follow each step. Every other step, and every step after that one, is a misuse.
 ORDER = {"start": {"answer", "begin"}, "answer": set(), "begin": {"data", "end"}, "data": {"data", "end"}, "end": set()}
 
 
@@ -258,10 +328,12 @@ def test_every_order_of_steps(protocol: str) -> None:
             else:
                 at = None  # type: ignore[assignment]
                 assert type(refused(take, exchange, step)) is ExchangeMisuse
+                assert repr(exchange).endswith("Exchange(ENDED)")
+            assert exchange.untouched is False
 
 
 def test_every_order_of_steps_of_the_whole_form() -> None:
-    """It cannot stream. Asking it to is refused and leaves the exchange as it was: an error can still be answered."""
+    """It cannot stream. `begin` is refused and leaves the exchange unchanged, so an error can still be answered."""
     for steps in product(STEPS, repeat=3):
         exchange, _ = PROTOCOLS["whole"]()
         assert not exchange.can_stream
@@ -285,51 +357,3 @@ def test_a_bad_header_line_ends_the_exchange_and_seals_nothing(protocol: str) ->
         assert type(refused(exchange.begin, 200, bad)) is ExchangeMisuse
         assert type(refused(exchange.data, b"x")) is ExchangeMisuse
         assert type(refused(exchange.end)) is ExchangeMisuse
-
-
-# Openings.
-
-
-def opening(media: ohttp.Media, message: bytes, limits: Limits | None = None) -> OhttpOpening:
-    offered = configuration(KemId.X25519)
-    sealer = ohttp.RequestSealer(media, offered)
-    request = sealer.start() + sealer.final(message) if media.chunked else sealer.whole(message)
-    found = OhttpOpening(media, held(offered), Padding.PAD, limits or Limits())
-    found.feed(request)
-    return found
-
-
-@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
-@pytest.mark.parametrize("message", [b"", b"\x00", b"\x01\x40\xc8", b"\x09", bhttp.encode(ASK, BODY) + b"\x01"])
-def test_a_bad_message_is_answered_inside_the_seal(media: ohttp.Media, message: bytes) -> None:
-    exchange = opening(media, message).open()
-    assert isinstance(refused(exchange.request), MalformedMessage)
-    head, sealed = exchange.answer(400, JSON, b"{}")
-    assert head.status == 200
-    assert len(sealed) > bucket(1)
-
-
-def test_limits_reach_the_message() -> None:
-    exchange = opening(ohttp.CHUNKED, bhttp.encode(ASK, BODY), Limits(field_lines=1)).open()
-    assert type(refused(exchange.request)) is MessageTooLarge
-
-
-@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
-def test_nothing_opens_from_a_bad_request(media: ohttp.Media) -> None:
-    nothing = OhttpOpening(media, held(), Padding.PAD)
-    assert type(refused(nothing.open)) is TruncatedMessage
-    unknown = OhttpOpening(media, held(), Padding.PAD)
-    assert type(refused(unknown.feed, bytes(100))) is UnknownKey
-    assert type(refused(unknown.open)) is ExchangeMisuse
-    changed = opening(media, bhttp.encode(ASK, BODY))
-    changed.feed(b"\x00")
-    assert type(refused(changed.open)) is OpenFailed
-    assert type(refused(changed.open)) is ExchangeMisuse
-
-
-@pytest.mark.parametrize("media", [ohttp.WHOLE, ohttp.CHUNKED], ids=lambda m: m.request)
-def test_an_opening_opens_once(media: ohttp.Media) -> None:
-    once = opening(media, bhttp.encode(ASK, BODY))
-    once.open()
-    assert type(refused(once.open)) is ExchangeMisuse
-    assert type(refused(once.feed, b"")) is ExchangeMisuse

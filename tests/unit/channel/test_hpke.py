@@ -1,4 +1,4 @@
-"""HPKE against the published vectors and against two implementations that nobody here wrote."""
+"""HPKE against the published vectors and two independent implementations."""
 
 import hashlib
 from typing import Any
@@ -20,7 +20,7 @@ SUITES = [Suite(kem, KdfId.HKDF_SHA256, aead) for kem in KEMS for aead in AeadId
 
 
 def published(name: str, kem: KemId) -> list[dict[str, Any]]:
-    """Base mode with HKDF-SHA256; export-only vectors have no AEAD and stay out (see `test_export_only_is_refused`)."""
+    """Base mode with HKDF-SHA256, without export-only vectors, which have no AEAD (`test_export_only_is_refused`)."""
     return [
         vector
         for vector in hpke_vectors(name)
@@ -78,7 +78,14 @@ def test_export_only_is_refused() -> None:
         Suite.from_wire(unhex("00200001ffff"))
 
 
-@pytest.mark.parametrize("wire", ["002000010000", "002000020002", "001000010002", "647b00010002", "000000000000"])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        *("002000010000", "002000020002", "001000010002", "647b00010002", "000000000000"),
+        # Both bytes of each identifier count.
+        *("012000010002", "002001010002", "002000010102", "207a00010002"),
+    ],
+)
 def test_suites_that_are_not_offered(wire: str) -> None:
     with pytest.raises(UnknownKey):
         Suite.from_wire(unhex(wire))
@@ -146,7 +153,7 @@ def test_we_open_what_the_library_seals(suite: Suite, plaintext: bytes) -> None:
         hpke.setup_recipient(suite, recipient(suite.kem), enc, INFO + b".").open(ciphertext)
 
 
-# Third oracle, for what the library has not: contexts of several messages, AAD and export.
+# Third oracle, for what the library lacks: contexts of several messages, AAD and export.
 
 PYHPKE_AEAD = {
     AeadId.AES_128_GCM: pyhpke.AEADId.AES128_GCM,

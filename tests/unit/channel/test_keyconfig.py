@@ -80,14 +80,16 @@ def test_order_is_kept_and_the_best_is_first() -> None:
     assert decode_list(encode_list(items[::-1])) == items[::-1]
 
 
-def test_an_unknown_kem_is_passed_over() -> None:
+def test_an_unknown_kem_is_skipped() -> None:
     known = configuration(KemId.X25519)
     prefixed = len(UNKNOWN_KEM).to_bytes(2, "big") + UNKNOWN_KEM
     assert KeyConfiguration.decode(UNKNOWN_KEM) is None
+    # What follows an unknown KEM has an unknown format, and may be nothing.
+    assert KeyConfiguration.decode(UNKNOWN_KEM[:3]) is None
     assert decode_list(prefixed + encode_list((known,)) + prefixed) == (known,)
     with pytest.raises(MalformedMessage):
         decode_list(prefixed)
-    # Passed over, but not where its own length is a lie.
+    # It is skipped, but not if its own length is wrong.
     for end in range(1, len(prefixed)):
         with pytest.raises(MalformedMessage):
             decode_list(encode_list((known,)) + prefixed[:end])
@@ -100,12 +102,14 @@ def test_one_bad_configuration_discards_the_list() -> None:
         decode_list(good + len(bad).to_bytes(2, "big") + bad)
 
 
-def test_unknown_algorithms_are_passed_over() -> None:
+def test_unknown_algorithms_are_skipped() -> None:
     public = configuration(KemId.X25519).public_key
     encoded = unhex("05 0020") + public + unhex("0010 0002 0002 0001 ffff 0001 0003 9999 0001")
     decoded = KeyConfiguration.decode(encoded)
     assert decoded == KeyConfiguration(5, KemId.X25519, public, ((KdfId.HKDF_SHA256, AeadId.CHACHA20_POLY1305),))
-    assert KeyConfiguration.decode(unhex("05 0020") + public + unhex("0004 0001 ffff")) is None
+    # Both bytes of both identifiers count.
+    for pair in ("0001 ffff", "0001 0102", "0001 0202", "0101 0002", "0000 0002", "0001 0000"):
+        assert KeyConfiguration.decode(unhex("05 0020") + public + unhex("0004" + pair)) is None
 
 
 @pytest.mark.parametrize("pairs", ["0000", "0003 000100", "0006 0001 0002 0001", "0004", "0008 0001 0002"])

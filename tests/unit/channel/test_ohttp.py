@@ -4,8 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyhpke
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,7 +59,7 @@ PARTS = [b"first", b"second", b"third and longest"]
 
 @dataclass
 class Session:
-    """A sealed request and what its two ends hold afterwards."""
+    """A sealed request and the objects of its two ends."""
 
     request: bytes
     sealer: RequestSealer
@@ -91,7 +95,7 @@ def session(media: Media, kem: KemId = KemId.X25519, parts: list[bytes] = PARTS)
 
 
 def chunks(framed: bytes) -> list[bytes]:
-    """The chunks of a chunked body, each with its length in front; the last with its zero."""
+    """The chunks of a chunked body, each with the length that precedes it, the last with its zero."""
     found: list[bytes] = []
     at = 0
     while True:
@@ -120,7 +124,7 @@ def test_vector(name: str, media: Media) -> None:
     sealed, sealed_answer = unhex(vector["encapsulated_request"]), unhex(vector["encapsulated_response"])
 
     sealer = RequestSealer(media, decoded, ephemeral=ephemeral)
-    # The draft cuts its request after 12 bytes and its response after 1, and ends both with an empty chunk.
+    # The draft divides its request after 12 bytes and its response after 1, and ends both with an empty chunk.
     assert seal(sealer, media, [request[:12], request[12:]]) == sealed
     assert sealer.enc == unhex(vector["enc"])
     for data in ([sealed], one_by_one(sealed)):
@@ -150,6 +154,48 @@ def test_the_whole_vectors_intermediate_values() -> None:
     assert prk == unhex(vector["prk"])
     assert hpke.expand(prk, b"key", 16) == unhex(vector["response_key"])
     assert hpke.expand(prk, b"nonce", 12) == unhex(vector["response_base_nonce"])
+
+
+# A second implementation, spelled out from RFC 9458, 4.3 and 4.4, and draft -08, 6, over pyhpke and the library's HKDF.
+
+LABELS = {
+    "message/ohttp-req": (b"message/bhttp request", b"message/bhttp response"),
+    "message/ohttp-chunked-req": (b"message/bhttp chunked request", b"message/bhttp chunked response"),
+}
+
+
+@pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
+def test_a_client_on_other_primitives(media: Media) -> None:
+    offered = KeyConfiguration(9, KemId.X25519, recipient(KemId.X25519).public_bytes)
+    request_label, response_label = LABELS[media.request]
+    header = unhex("09 0020 0001 0002")
+    suite = pyhpke.CipherSuite.new(
+        pyhpke.KEMId.DHKEM_X25519_HKDF_SHA256, pyhpke.KDFId.HKDF_SHA256, pyhpke.AEADId.AES256_GCM
+    )
+    public = pyhpke.KEMKey.from_pyca_cryptography_key(X25519PublicKey.from_public_bytes(offered.public_key))
+    enc, context = suite.create_sender_context(public, info=request_label + b"\x00" + header)
+    request = header + enc
+    if media.chunked:
+        request += b"\x18" + context.seal(b"question", b"") + b"\x00" + context.seal(b"?", b"final")
+    else:
+        request += context.seal(b"question?", b"")
+
+    received, response = open_request(media, [request], held(offered))
+    assert received == b"question?"
+    answer = response.start() + response.chunk(b"ans") + response.final(b"wer") if media.chunked else b""
+    answer = answer or response.whole(b"answer")
+
+    nonce, sealed = answer[:32], answer[32:]
+    prk = HKDF.extract(hashes.SHA256(), enc + nonce, context.export(response_label, 32))
+    key = AESGCM(HKDFExpand(hashes.SHA256(), 32, b"key").derive(prk))
+    base = int.from_bytes(HKDFExpand(hashes.SHA256(), 12, b"nonce").derive(prk), "big")
+    if not media.chunked:
+        assert key.decrypt(base.to_bytes(12, "big"), sealed, b"") == b"answer"
+        return
+    assert sealed[:1] == b"\x13"
+    assert key.decrypt(base.to_bytes(12, "big"), sealed[1:20], b"") == b"ans"
+    assert sealed[20:21] == b"\x00"
+    assert key.decrypt((base ^ 1).to_bytes(12, "big"), sealed[21:], b"final") == b"wer"
 
 
 def test_media_types() -> None:
@@ -196,6 +242,25 @@ def test_round_trip(media: Media, parts: list[bytes], last: bytes, where: list[i
     assert open_response(sealer.response(), pieces(seal(response, media, parts, last), where)) == message
 
 
+def test_a_final_chunk_is_empty_unless_it_is_told_otherwise() -> None:
+    sealer = RequestSealer(ohttp.CHUNKED, configuration(KemId.X25519))
+    received, response = open_request(
+        ohttp.CHUNKED, [sealer.start() + sealer.chunk(b"a") + sealer.final()], held(configuration(KemId.X25519))
+    )
+    assert received == b"a"
+    answer = response.start() + response.chunk(b"b") + response.final()
+    assert open_response(sealer.response(), [answer]) == b"b"
+
+
+@pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
+def test_an_ephemeral_key_is_used_as_given(media: Media) -> None:
+    ephemeral = X25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
+    sealer = RequestSealer(media, configuration(KemId.X25519), ephemeral=ephemeral)
+    assert sealer.enc == ephemeral.public_key().public_bytes_raw()
+    again = RequestSealer(media, configuration(KemId.X25519), ephemeral=ephemeral)
+    assert seal(again, media, PARTS) == seal(sealer, media, PARTS)
+
+
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
 def test_nothing_repeats(media: Media) -> None:
     first, second = session(media), session(media)
@@ -236,7 +301,7 @@ def test_a_chunk_of_the_size_that_every_receiver_takes() -> None:
     assert open_response(s.sealer.response(), [seal(s.response, ohttp.CHUNKED, [], bytes(16_384))]) == bytes(16_384)
 
 
-# Cut at every offset: never a silent success.
+# Truncated at every offset: never a silent success.
 
 
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
@@ -247,7 +312,7 @@ def test_a_cut_request(media: Media, kem: KemId) -> None:
     ends = sorted({*range(0, len(request), step), *range(len(request) - 60, len(request))})
     for end in ends:
         error = refused(open_request, media, [request[:end]], held(configuration(kem)))
-        # Inside the last ciphertext a cut cannot be told from a change; everywhere before it is seen as a cut.
+        # Inside the last ciphertext a truncation looks like a modification. Before it, it is reported as a truncation.
         last = len(request) - (TAG_LENGTH if media.chunked else len(b"".join(PARTS)) + TAG_LENGTH)
         if end < last + TAG_LENGTH:
             assert type(error) is TruncatedMessage
@@ -266,9 +331,11 @@ def test_a_cut_response(media: Media) -> None:
             opener = s.sealer.response()
             got = b"".join([opener.feed(piece) for piece in data])
             assert got in prefixes
-            error = refused(opener.finish)
-            assert isinstance(error, TruncatedMessage | OpenFailed)
-            refused(opener.feed, sealed[end:])
+            # Once the final chunk, or the one ciphertext, is as long as a tag, a truncation looks like a modification.
+            last = len(sealed) - len(b"the last") - TAG_LENGTH if media.chunked else 32
+            assert type(refused(opener.finish)) is (TruncatedMessage if end < last + TAG_LENGTH else OpenFailed)
+            misused(opener.feed, sealed[end:])
+            misused(opener.finish)
     assert open_response(s.sealer.response(), [sealed]) == message
 
 
@@ -308,7 +375,7 @@ def test_every_flipped_bit_of_a_response(media: Media) -> None:
     s = session(media)
     parts = [b"abc", b"de", b"f"]
     sealed = seal(s.response, media, parts, b"gh")
-    # Where each chunk begins, and all plaintext before it.
+    # The offset of each chunk, and all plaintext before it.
     starts = [(0, b"")]
     if media.chunked:
         at = 32
@@ -328,7 +395,7 @@ def test_every_flipped_bit_of_a_response(media: Media) -> None:
             except ChannelError:
                 failed = True
             assert failed
-            # All in one piece, an error on the way takes what came before along; byte by byte that was given already.
+            # In one piece, an error also discards the chunks before it. Byte by byte, those were already returned.
             assert got == allowed or (len(data) == 1 and got == b"")
             assert type(refused(opener.feed, b"")) is ExchangeMisuse
             assert type(refused(opener.finish)) is ExchangeMisuse
@@ -347,11 +414,11 @@ def test_trailing_bytes(media: Media) -> None:
         assert type(refused(open_response, s.sealer.response(), [sealed, extra])) is OpenFailed
 
 
-# Chunks out of their place.
+# Chunks out of order.
 
 
 def rearranged(count: int) -> list[tuple[str, list[int]]]:
-    """Orders of `count` chunks that are not the right one; the last chunk stands at the end of each."""
+    """Wrong orders of `count` chunks, each with the last chunk at its end."""
     last = count - 1
     return [
         ("swapped", [1, 0, *range(2, count)]),
@@ -391,7 +458,7 @@ def test_the_final_mark_is_authenticated() -> None:
     # An ordinary chunk in the place of the last one.
     assert type(refused(open_response, s.sealer.response(), [nonce + first + b"\x00" + second[1:]])) is OpenFailed
     assert type(refused(open_response, s.sealer.response(), [nonce + b"\x00" + first[1:]])) is OpenFailed
-    # The last one in the place of an ordinary chunk, with and without an end behind it.
+    # The last one in the place of an ordinary chunk, with and without an end after it.
     framed = varint.encode(len(final) - 1) + final[1:]
     for end in (b"", b"\x00", final):
         opener = s.sealer.response()
@@ -460,7 +527,7 @@ def test_a_response_opens_for_its_own_request_only(media: Media, kem: KemId) -> 
 
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
 def test_the_same_request_sealed_twice_gets_two_responses(media: Media) -> None:
-    """A replayed request (which the gateway refuses) would still get other response keys: the nonce is fresh."""
+    """The nonce is fresh, so even a replayed request, which the gateway refuses, would get other response keys."""
     s = session(media)
     _, again = open_request(media, [s.request], held(configuration(KemId.X25519)))
     first, second = seal(s.response, media, [b"a"]), seal(again, media, [b"a"])
@@ -487,7 +554,7 @@ def test_unknown_keys_and_suites(media: Media) -> None:
     assert type(refused(open_request, media, [request], held(other_id))) is UnknownKey
     narrow = KeyConfiguration(7, offered.kem, offered.public_key, ((KdfId.HKDF_SHA256, AeadId.AES_128_GCM),))
     assert type(refused(open_request, media, [request], held(narrow))) is UnknownKey
-    # Known as soon as the header is there, before any key operation.
+    # It is refused as soon as the header is complete, before any key operation.
     assert type(refused(RequestOpener(media, held(other_id)).feed, request[:HEADER_LENGTH])) is UnknownKey
     x_wing = configuration(KemId.MLKEM768_X25519)
     assert type(refused(open_request, media, [request], held(x_wing))) is UnknownKey
@@ -534,6 +601,28 @@ def test_a_request_opener_after_an_error(media: Media) -> None:
     refused(cut.finish)
     misused(cut.feed, session(media).request)
     misused(cut.finish)
+
+
+@pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
+@pytest.mark.parametrize("kem", KEMS)
+def test_a_request_opener_at_the_end_of_the_header(media: Media, kem: KemId) -> None:
+    """With the last byte of the encapsulated key, and not before, the request can be answered."""
+    offered = configuration(kem)
+    sealer = RequestSealer(media, offered)
+    start = sealer.start()
+    opener = RequestOpener(media, held(offered))
+    opener.feed(start[:-1])
+    assert opener.enc == b""
+    with pytest.raises(TruncatedMessage):
+        _ = opener.configuration
+    opener.feed(start[-1:])
+    assert opener.enc == sealer.enc
+    assert opener.configuration == offered
+    assert opener.opened == b""
+    answer = seal(opener.abandon(), media, PARTS)
+    assert open_response(sealer.response(), [answer]) == b"".join(PARTS)
+    misused(opener.feed, b"")
+    misused(opener.finish)
 
 
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)

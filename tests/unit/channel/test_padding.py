@@ -1,4 +1,4 @@
-"""Padding: lengths land in buckets, and no reader sees it."""
+"""Padding: lengths are buckets, and no reader sees the padding."""
 
 import json
 from typing import Any
@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from adytum.inference.channel.padding import EVENT_BUCKET, MESSAGE_BUCKET, EventPadder, Padding, bucket, pad_json
 from tests.unit.channel.support import FUZZ, cuts, one_by_one, pieces, server_sent_events
 
+
+def test_the_names_and_numbers_of_the_readme() -> None:
+    assert [*Padding] == ["off", "pad", "constant"]
+    assert (EVENT_BUCKET, MESSAGE_BUCKET) == (512, 1024)
+
+
 # Whole messages.
 
 
@@ -20,7 +26,7 @@ def test_bucket_for_every_small_length() -> None:
         assert padded >= max(length, before)
         assert padded % MESSAGE_BUCKET == 0
         assert bucket(padded) == padded
-        # Under 1 KiB is added up to 8 KiB, at most an eighth beyond.
+        # Less than 1 KiB is added up to 8 KiB, and at most an eighth above that.
         assert padded - length < max(MESSAGE_BUCKET, length / 8)
         before = padded
 
@@ -53,7 +59,7 @@ def test_padded_json_is_the_same_json(value: Any) -> None:
     assert json.loads(padded) == json.loads(body)
 
 
-# Streams. Whatever the split, the events read with and without padding are the same.
+# Streams. However the stream is divided, a reader sees the same events with and without padding.
 
 LINE = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=40)
 BLOCK = st.lists(
@@ -73,7 +79,7 @@ STREAM = st.lists(BLOCK, max_size=6).map(lambda blocks: "".join("\n".join(block)
 
 
 def padded(parts: list[bytes]) -> tuple[list[bytes], bytes]:
-    """(what came out for each part, what was left)."""
+    """(the output for each part, the rest)."""
     padder = EventPadder(Padding.PAD)
     return [padder.feed(part) for part in parts], padder.finish()
 
@@ -84,7 +90,7 @@ def check(stream: bytes, parts: list[bytes]) -> None:
     for piece in out:
         assert len(piece) % EVENT_BUCKET == 0
         if piece:
-            # The padding is one comment behind whole events; without it the bytes are the stream's own.
+            # The padding is one comment after whole events. Without it the bytes are the stream's own.
             at = piece.rindex(b":")
             assert piece[at:] == b":" + b" " * (len(piece) - at - 3) + b"\n\n"
             assert piece[:at].endswith(b"\n\n")
@@ -110,7 +116,7 @@ def test_events_are_the_same_whatever_the_line_ends(stream: str, where: list[int
 
 
 def test_the_reference_reader() -> None:
-    """It sees a comment that is put inside an event, or an event that padding swallowed."""
+    """It notices a comment inside an event, and an event that padding removed."""
     assert server_sent_events(b"data: a\ndata: b\n\n") == [("message", "a\nb", "")]
     assert server_sent_events(b"data: a\n:  \n\ndata: b\n\n") == [("message", "a", ""), ("message", "b", "")]
     assert server_sent_events(b"event: e\nid: 1\ndata:  a\n\n:\n\ndata\n\n") == [("e", " a", "1"), ("message", "", "1")]
@@ -146,6 +152,15 @@ def test_half_an_event_waits_for_its_end() -> None:
     assert padder.feed(b"data: three") == b""
     assert padder.finish() == b"data: three"
     assert padder.finish() == b""
+
+
+def test_all_whole_events_leave_and_only_the_rest_is_held() -> None:
+    padder = EventPadder(Padding.PAD)
+    assert padder.feed(b"data: 1\n\ndata: 2\n\ndata: 3\n\ndata").startswith(b"data: 1\n\ndata: 2\n\ndata: 3\n\n:")
+    assert padder.finish() == b"data"
+    # A blank line is whole, although it ends no event.
+    assert padder.feed(b"\n\ndata").startswith(b"\n\n:")
+    assert padder.finish() == b"data"
 
 
 @FUZZ

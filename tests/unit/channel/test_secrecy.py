@@ -1,4 +1,4 @@
-"""Neither a repr nor an error's text shows a key or a word of a message."""
+"""Neither a repr nor an error's text contains a key or a part of a message."""
 
 import re
 import traceback
@@ -9,19 +9,20 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from adytum.inference.channel import bhttp, ehbp, hpke, ohttp
 from adytum.inference.channel.bhttp import RequestHead, ResponseHead
-from adytum.inference.channel.exchange import EhbpOpening, InnerRequest, OhttpOpening
+from adytum.inference.channel.exchange import InnerRequest
 from adytum.inference.channel.hpke import AeadId, KdfId, KemId, Suite
+from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.channel.padding import EventPadder, Padding
 from tests.unit.channel.support import MEDIA, configuration, held, recipient, refused
 
 CANARY = "canary-6c1f"
 SECRET = bytes(range(32))
-# A class name, with "(...)", a state's name in parentheses, or where the object lies.
+# A class name with "(...)", with a state's name in parentheses, or with the object's address.
 NAMES_ONLY = re.compile(r"[A-Za-z_0-9]+\((\.\.\.|[A-Z]+)\)|<[A-Za-z_0-9.]+ object at 0x[0-9a-f]+>")
 
 
 def objects() -> list[object]:
-    """One of every type that holds a key, or what a user or a model wrote."""
+    """One object of every type that holds a key or content of a user or a model."""
     found: list[object] = [
         hpke.X25519Key(X25519PrivateKey.from_private_bytes(SECRET)),
         hpke.XWingKey.from_bytes(SECRET),
@@ -64,6 +65,7 @@ def objects() -> list[object]:
 def test_a_repr_shows_names_only(item: object) -> None:
     for text in (repr(item), str(item), f"{item}", repr([item])[1:-1]):
         assert NAMES_ONLY.fullmatch(text), text
+        assert type(item).__name__ in text
 
 
 def test_the_pattern_can_fail() -> None:
@@ -100,7 +102,7 @@ def test_an_error_shows_nothing_of_what_it_is_about(name: str) -> None:
     shown: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        # What a traceback prints of it.
+        # As a traceback prints it.
         shown += traceback.format_exception_only(cause)
         cause = cause.__cause__ or cause.__context__
     assert shown

@@ -1,7 +1,8 @@
-"""Constant answers: every write has one size, the number of writes is one of few, and nothing of the answer is lost."""
+"""Constant answers: writes of one size, in one of a few numbers, and nothing of the answer is lost."""
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -9,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adytum.inference.channel import bhttp, ohttp
+from adytum.inference.channel import bhttp, ehbp, ohttp
 from adytum.inference.channel.bhttp import Content, Fields, ResponseHead, Trailers
 from adytum.inference.channel.errors import ExchangeMisuse, TruncatedMessage
 from adytum.inference.channel.exchange import Exchange, OuterHead
 from adytum.inference.channel.limits import Limits
 from adytum.inference.channel.padding import EventPadder, Padding
-from adytum.inference.channel.shaping import Cells
+from adytum.inference.channel.shaping import Cells, EhbpBox
 from tests.unit.channel.support import SLOW_FUZZ, cuts, pieces, refused, server_sent_events
 from tests.unit.channel.test_exchange import BODY, EVENTS, JSON, Client, over_ehbp, over_ohttp
 
@@ -45,7 +46,7 @@ def event(text: str) -> bytes:
 
 
 def frames(protocol: str, sealed: bytes) -> list[int]:
-    """The lengths of an answer's frames on the wire, by its own framing; the nonce of chunked OHTTP counts as one."""
+    """The lengths of an answer's frames on the wire. The nonce of chunked OHTTP counts as a frame."""
     at, lengths = (32, [32]) if protocol == "chunked" else (0, [])
     while at < len(sealed):
         if protocol == "ehbp":
@@ -62,7 +63,7 @@ def frames(protocol: str, sealed: bytes) -> list[int]:
 
 
 def count_cells(protocol: str, cells: Cells, sealed: bytes) -> int:
-    """How many cells there are; each is a frame of exactly the cells' size, the first with the nonce in front."""
+    """The number of cells. Each is a frame of exactly the cells' size, the first including the nonce."""
     lengths = frames(protocol, sealed)
     if protocol == "chunked":
         nonce, first, *lengths = lengths
@@ -72,7 +73,7 @@ def count_cells(protocol: str, cells: Cells, sealed: bytes) -> int:
 
 
 def wire_length(head: OuterHead) -> int:
-    """What of the status line and the header can differ in length, as HTTP/1.1 has them."""
+    """The bytes of status line and header whose number can differ, as HTTP/1.1 writes them."""
     phrase = HTTPStatus(head.status).phrase
     return len(phrase) + sum(len(name) + len(value) + 4 for name, value in head.headers)
 
@@ -95,16 +96,16 @@ def test_what_is_added_is_bounded(size: int, least: int, needed: int) -> None:
 
 @pytest.mark.parametrize("wrong", [(255, 4, 0.1), (16_385, 4, 0.1), (256, 0, 0.1), (256, 4, 0.0), (256, 4, -1.0)])
 def test_cells_that_cannot_be(wrong: tuple[int, int, float]) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match=r"^these cells cannot be made: size, least or cadence_s is out of range$"):
         Cells(*wrong)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_name_alone_is_no_shape(protocol: str) -> None:
-    """An exchange that was told "constant" without numbers must not seal anything in another way."""
-    with pytest.raises(ValueError, match="needs its cells"):
+    """An exchange with the mode "constant" but no numbers must not fall back to another mode."""
+    with pytest.raises(ValueError, match=r"^a constant answer needs its cells: pass Cells instead"):
         PROTOCOLS[protocol](Padding.CONSTANT)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not made by a padder"):
+    with pytest.raises(ValueError, match=r"^a padder does not make cells: use CellStream$"):
         EventPadder(Padding.CONSTANT)
 
 
@@ -162,7 +163,7 @@ def test_a_large_answers_padding_is_within_what_receivers_take() -> None:
 
 
 def send(exchange: Exchange, fed: list[bytes], *, every: int = 1, idle: int = 0) -> tuple[OuterHead, bytes]:
-    """A stream whose pieces come `every` so many to a cell, with `idle` ticks behind each cell."""
+    """A stream with a cell after every `every` pieces, and `idle` more cells after each."""
     head, sealed = exchange.begin(200, EVENTS)
     assert sealed == b""
     for at, piece in enumerate(fed):
@@ -212,7 +213,7 @@ def test_a_stream_however_the_engine_cuts_it(
 
 @pytest.mark.parametrize("protocol", STREAMING)
 def test_streams_errors_and_whole_answers_that_fit_look_the_same(protocol: str) -> None:
-    """Head and body, byte by byte counted: chats, one that its engine cut, refusals, a list."""
+    """The lengths of head and body: chats, one that its engine broke off, refusals, a list."""
     cells = shape(512, 16)
     seen = set()
     for fed in ([DONE], [event("word")] * 20 + [DONE], [event("x" * 90)] * 7 + [CLOSING[1]], [b"data: {}\n\n"]):
@@ -224,10 +225,13 @@ def test_streams_errors_and_whole_answers_that_fit_look_the_same(protocol: str) 
         head, sealed = exchange.answer(status, JSON, body)
         seen.add((wire_length(head), tuple(frames(protocol, sealed))))
     assert len(seen) == 1
+    if protocol == "ehbp":
+        assert {length for length, _ in seen} == {512 + len("x-fill: \r\n")}
+        assert [set(value) for name, value in head.headers if name == b"x-fill"] == [set(b"0")]
 
 
 def before(client: Client, head: OuterHead, sealed: bytes, count: int) -> bytes:
-    """Content of the first `count` cells of 1,024 bytes, as a client reads it while it comes."""
+    """The content of the first `count` cells of 1,024 bytes, as a client reads it while it arrives."""
     part = sealed[: count * 1024]
     return client.partial(part) if client.opener is not None else client.read(head, part)[2]
 
@@ -235,7 +239,7 @@ def before(client: Client, head: OuterHead, sealed: bytes, count: int) -> bytes:
 @pytest.mark.parametrize("protocol", STREAMING)
 @pytest.mark.parametrize("closing", CLOSING, ids=range(len(CLOSING)))
 def test_the_closing_event_is_in_the_last_cells(protocol: str, closing: bytes) -> None:
-    """A client that stops reading there would otherwise show where the answer ended."""
+    """Otherwise a client that stops reading there would reveal where the answer ended."""
     exchange, client = PROTOCOLS[protocol](shape(1024, 32))
     head, _ = exchange.begin(200, EVENTS)
     exchange.data(event("word"))
@@ -300,7 +304,7 @@ def test_half_an_event_is_not_lost() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("length", [0, 1, 700])
 def test_trailers_are_about_the_content_as_it_arrives(size: int, length: int) -> None:
-    """Comments are content: what a receipt says of it has to hold for what the client hashes."""
+    """Comments are content: the digest in a receipt must match the bytes that the client hashes."""
     exchange, client = over_ohttp(ohttp.CHUNKED, shape(size, 8))
     exchange.begin(200, EVENTS)
     exchange.data(event("word"))
@@ -326,6 +330,116 @@ def test_no_chunk_is_longer_than_every_receiver_takes(size: int) -> None:
     first, *rest = decoder.feed(opener.feed(sealed) + opener.finish()) + decoder.finish()
     assert isinstance(first, ResponseHead)
     assert b"".join(e.data for e in rest if isinstance(e, Content)).count(b"x") == 40_000
+
+
+# Exact sizes: each test tries every length around a limit.
+
+TAIL = re.compile(rb"(?:: *\n\n|\n{0,2})")
+"""What may follow a stream's last event: one comment, or line ends, which no client reads as content."""
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_every_length_of_the_last_event_leaves_a_whole_comment(protocol: str) -> None:
+    cells = shape(256, 2)
+    for length in range(300):
+        exchange, client = PROTOCOLS[protocol](cells)
+        closing = b'data: {"error":"' + b"x" * length + b'"}\n\n'
+        head, sealed = send(exchange, [closing])
+        count = count_cells(protocol, cells, sealed)
+        assert count in (2, 4)
+        status, fields, plain = client.read(head, sealed)
+        assert (status, fields) == (200, EVENTS)
+        before, found, after = plain.partition(closing)
+        assert found
+        assert re.fullmatch(rb"(?:: *\n\n)*", before)
+        # In chunked OHTTP the padding after the end is binary HTTP's own.
+        assert after == b"" if protocol == "chunked" else TAIL.fullmatch(after)
+
+
+@pytest.mark.parametrize("size", range(10))
+def test_what_fills_an_ehbp_cell(size: int) -> None:
+    sealer = ehbp.ResponseSealer(bytes(32), bytes(32))
+    assert EhbpBox(sealer, 256, is_stream=False).fill(size) == b" " * size
+    events = EhbpBox(sealer, 256, is_stream=True).fill(size)
+    assert events == (b":" + b" " * (size - 3) + b"\n\n" if size >= 3 else b"\n" * size)
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_every_length_of_an_event_around_the_cells_room(protocol: str) -> None:
+    cells = shape(256, 8)
+    for length in range(1, 256):
+        exchange, client = PROTOCOLS[protocol](cells)
+        one = b"data:" + b"x" * length + b"\n\n"
+        head, sealed = exchange.begin(200, EVENTS)
+        exchange.data(one)
+        sealed += b"".join(exchange.cell() for _ in range(4)) + exchange.end()
+        assert count_cells(protocol, cells, sealed) == 8
+        plain = client.read(head, sealed)[2]
+        assert plain.startswith(one)
+        assert re.fullmatch(rb"(?:: *\n\n|\n)*", plain.removeprefix(one))
+
+
+def test_a_full_cell_has_no_comment() -> None:
+    """Events that fill cells exactly follow each other without a byte between them."""
+    exchange, client = PROTOCOLS["ehbp"](shape(256, 4))
+    one = b"data:" + b"x" * (256 - 4 - 16 - 7) + b"\n\n"
+    head, sealed = exchange.begin(200, EVENTS)
+    for _ in range(3):
+        exchange.data(one)
+        sealed += exchange.cell()
+        assert exchange.waiting == 0
+    assert client.read(head, sealed)[2] == one * 3
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_whole_events_wait_and_the_start_of_one_is_held(protocol: str) -> None:
+    exchange, _ = PROTOCOLS[protocol](shape())
+    exchange.begin(200, EVENTS)
+    exchange.data(event("a") + event("b") + event("c")[:-1])
+    assert exchange.waiting == len(event("a") + event("b"))
+    exchange.data(b"\n")
+    assert exchange.waiting == len(event("a") + event("b") + event("c"))
+    # A blank line alone is complete, and so is not held.
+    exchange.data(b"\n\n")
+    assert exchange.waiting == len(event("a") + event("b") + event("c")) + 2
+    # A closing event is held, with what follows.
+    exchange.data(event("d") + DONE + event("e"))
+    assert exchange.waiting == len(event("a") + event("b") + event("c") + event("d")) + 2
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_a_closing_event_is_held_up_to_exactly_one_mebibyte(protocol: str) -> None:
+    limit = 1024 * 1024
+    rest = b"data: cut"
+    for size, freed in ((limit, False), (limit + 1, True)):
+        exchange, _ = PROTOCOLS[protocol](shape())
+        exchange.begin(200, EVENTS)
+        after = event("x" * (size - len(DONE + event("") + rest + event("y")))) + event("y")
+        exchange.data(event("a") + DONE + after + rest)
+        assert len(DONE + after + rest) == size
+        assert exchange.waiting == len(event("a") + DONE + after if freed else event("a"))
+
+
+@pytest.mark.parametrize("grows", [0, 9])
+def test_every_length_of_the_trailers(grows: int) -> None:
+    """The final trailers may be a few bytes longer than the trial ones, as receipts may."""
+    cells = shape(256, 2)
+    for length in range(240):
+        exchange, client = over_ohttp(ohttp.CHUNKED, cells)
+        head, sealed = exchange.begin(200, EVENTS)
+        exchange.data(event("word"))
+        sealed += exchange.cell()
+        asked: list[bytes] = []
+
+        def closing(digest: bytes, length: int = length, asked: list[bytes] = asked) -> Fields:
+            asked.append(digest)
+            return ((b"t", b"." * (length + (grows if len(asked) > 1 else 0))),)
+
+        sealed += exchange.end(closing)
+        assert count_cells("chunked", cells, sealed) in (2, 4)
+        assert len(asked) == 2
+        _, _, plain = client.read(head, sealed)
+        assert hashlib.sha256(plain).digest() == asked[1]
 
 
 # Order of steps.

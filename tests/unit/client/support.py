@@ -21,7 +21,8 @@ from adytum.attestation.document.evidence import Claims, ModelClaim
 from adytum.attestation.simulated.device import SimulatedCpu
 from adytum.inference.channel import keyconfig, ohttp
 from adytum.inference.channel.errors import UnknownKey
-from adytum.inference.channel.exchange import Exchange, InnerRequest, OhttpOpening
+from adytum.inference.channel.exchange import Exchange, InnerRequest
+from adytum.inference.channel.openings import OhttpOpening
 from adytum.inference.channel.padding import Padding
 from adytum.inference.client.proxy.app import create_app
 from adytum.inference.client.proxy.replicas import Replicas

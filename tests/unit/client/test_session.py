@@ -14,9 +14,10 @@ from adytum.attestation.policy.rules import Age
 from adytum.attestation.simulated.device import SimulatedCpu
 from adytum.inference.channel import bhttp, keyconfig, ohttp
 from adytum.inference.channel.bhttp import Fields, ResponseHead
-from adytum.inference.channel.exchange import Exchange, InnerRequest, OhttpOpening
+from adytum.inference.channel.exchange import Exchange, InnerRequest
 from adytum.inference.channel.hpke import KemId
 from adytum.inference.channel.limits import DEFAULT_LIMITS
+from adytum.inference.channel.openings import OhttpOpening
 from adytum.inference.channel.padding import Padding
 from adytum.inference.client.answers import is_sealed, key_is_unknown, refusal
 from adytum.inference.client.errors import (

@@ -19,7 +19,8 @@ from starlette.types import Message
 
 from adytum.inference.channel import ohttp
 from adytum.inference.channel.errors import ChannelError
-from adytum.inference.channel.exchange import OhttpOpening, Shape
+from adytum.inference.channel.exchange import Shape
+from adytum.inference.channel.openings import OhttpOpening
 from adytum.inference.channel.padding import Padding
 from adytum.inference.channel.shaping import Cells
 from adytum.inference.core.config import Config, Model, parse
