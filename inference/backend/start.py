@@ -34,7 +34,7 @@ from adytum.inference.gateway.edge.server import GatewayServer, listen
 
 _log = logging.getLogger("adytum")
 _VENDOR_SECONDS, _VENDOR_PAUSE_S = 600.0, 1.0
-"""How long the first evidence waits for certificates from a vendor, and the pause between two tries."""
+"""How long the first evidence waits for a vendor's certificates, and the pause between two tries."""
 _REFRESH_S = 60.0
 _CALLERS_S = 2.0
 """Between two looks at the list of callers."""

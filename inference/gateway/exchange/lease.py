@@ -7,9 +7,9 @@
 4. A connection to the engine, from the head of the engine's answer until all of it has been read. A client may take
    much longer to read its answer, and the engine is free for another request meanwhile.
 
-The last taken is the first released: the account tells the caller's limits how many tokens were used, so it closes
-before they end. No step waits, so a cancellation cannot come between taking a thing and noting that it is held. An
-error in one release does not keep the others from running.
+What was taken last is released first: the account reports the used tokens to the caller's limits, so it closes before
+they end. There is no `await` between taking a thing and noting that it is held, so a cancellation cannot come in
+between. An error in one release does not keep the others from running.
 """
 
 from contextlib import ExitStack
@@ -46,9 +46,9 @@ class Lease:
         self._held.close()
 
     async def ask(self) -> tuple[EngineAnswer, Account]:
-        """Sends the request to its engine: the answer, of which the head is there, and the request's account.
+        """Sends the request to its engine. Returns the answer, whose head has arrived, and the request's account.
 
-        Raises `Refused` if the engine has all the work that it takes, or does not answer.
+        Raises `Refused` if the engine is at its limit or does not answer.
         """
         self._held.enter_context(self._load.holding(self.call))
         account = self._ledger(self.call)

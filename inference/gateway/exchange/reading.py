@@ -37,7 +37,7 @@ class Arrivals:
         self._limit = limit
         self._know = know
         self.held = 0
-        """Bytes, of all of them."""
+        """Bytes of all requests that are arriving."""
 
     async def take(self, receive: Receive, opening: Opening) -> Refusal | None:
         """Feeds the whole request to `opening`.

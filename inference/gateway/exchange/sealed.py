@@ -172,7 +172,7 @@ class SealedService:
     async def _whole(
         self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange
     ) -> tuple[OuterHead, bytes]:
-        """All of an engine's answer that is not a stream, settled and sealed."""
+        """Reads an answer that is not a stream, settles and seals it."""
         try:
             body = await _read_whole(answer)
         except Refused:
@@ -191,7 +191,7 @@ class SealedService:
     async def _pour(
         self, call: EngineCall, answer: EngineAnswer, account: Account, exchange: Exchange, sink: Sink
     ) -> tuple[bytes, Closing]:
-        """All of an engine's stream, settled: what is sealed and still to be written, and the answer's closing."""
+        """Pours and settles a stream. Returns what is sealed and still to be written, and the answer's closing."""
         try:
             await answer.pour(sink)
         except EngineCut:
