@@ -23,15 +23,18 @@ from adytum.attestation.core.limits import LIMITS
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.binding import NONCE_SIZE
 from adytum.attestation.document.evidence import Collateral, CpuEvidence
+from adytum.attestation.document.facts import CpuFacts, Facts
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.policy.rules import Facts, GpuFacts
-from adytum.attestation.verify.cpu import CpuAppraisal, appraise_cpu
+from adytum.attestation.verify.cpu import verify_cpu
 from adytum.attestation.verify.document import VerifiedEvidence, verify
 
 ACCEPTED, REJECTED, UNSUPPORTED, MALFORMED = 0, 10, 20, 30
 _RESULTS = {ACCEPTED: "accepted", REJECTED: "rejected", UNSUPPORTED: "unsupported", MALFORMED: "malformed"}
 _FETCH_SECONDS = 30.0
 _PEM = b"-----BEGIN"
+_GPU = ("architecture", "driver", "vbios", "cc_mode", "rims_checked", "revocation_checked")
+_NO_CPU = CpuFacts("none", report_data=b"", measurement=b"", key_sha256=b"")
+"""For the rules about GPUs, which judge a GPU's report by itself."""
 
 
 class Unusable(Exception):
@@ -119,7 +122,7 @@ def snp(
         certificates = (*load_all(vek, "the VEK"), *load_all(chain, "the chain"))
         evidence = CpuEvidence("sev-snp", _bare(report), tuple(c.public_bytes(Encoding.DER) for c in certificates))
         collateral = Collateral(crls=() if crl is None else (_crl(crl),))
-        found = appraise_cpu(evidence, collateral, trust=TrustRoots(), now=now, checks=checks)
+        found = verify_cpu(evidence, collateral, trust=TrustRoots(), now=now, checks=checks)
         return _cpu(found, policy, now, checks)
 
     return judge(appraise)
@@ -130,7 +133,7 @@ def tdx(quote: bytes, collateral: bytes | None, policy: Path | None, now: dateti
 
     def appraise(checks: Checks) -> dict[str, object]:
         evidence = CpuEvidence("tdx", quote, ())
-        found = appraise_cpu(evidence, Collateral(tdx=collateral), trust=TrustRoots(), now=now, checks=checks)
+        found = verify_cpu(evidence, Collateral(tdx=collateral), trust=TrustRoots(), now=now, checks=checks)
         return _cpu(found, policy, now, checks)
 
     return judge(appraise)
@@ -159,23 +162,15 @@ def gpu(
             verdict = verify_nras(*nras, nonce=nonce, now=now, checks=checks)
             check_devices(verdict, [load(certificates[0], "the GPU's certificate")], checks)
         checks.lacks("gpu.cc_mode", "a report by itself does not say whether confidential computing is on")
-        gpu_facts = GpuFacts(
-            found.architecture,
-            found.driver_version,
-            found.vbios_version,
-            "none",
-            rims_checked=found.rims_checked,
-            revocation_checked=found.revocation_checked,
-        )
         if policy is not None:
-            Policy.from_toml(policy).evaluate_gpus(_facts(None, now, gpus=(gpu_facts,)))
+            Policy.from_toml(policy).evaluate_gpus(Facts(_NO_CPU, (found,), None, now.timestamp()))
             checks.ok("policy", "the policy's rules about GPUs accept it")
         else:
             checks.lacks("policy", "no policy was given")
         return {
             "architecture": found.architecture,
-            "driver": found.driver_version,
-            "vbios": found.vbios_version,
+            "driver": found.driver,
+            "vbios": found.vbios,
             "key_sha256": found.key_sha256.hex(),
             "measurements_matched": found.measurements_matched,
             "rims_checked": found.rims_checked,
@@ -199,11 +194,11 @@ def document_facts(verified: VerifiedEvidence) -> dict[str, object]:
     """What a verified document establishes, for JSON."""
     claims = verified.claims
     return {
-        **_cpu_facts(verified.facts, verified.cpu_key_sha256),
+        **_cpu_facts(verified.facts.cpu),
         "document_sha256": verified.document_sha256.hex(),
         "verified_at": verified.verified_at.isoformat(timespec="seconds"),
         "valid_until": verified.valid_until and verified.valid_until.isoformat(),
-        "gpus": [vars(gpu) for gpu in verified.facts.gpus],
+        "gpus": [{name: getattr(gpu, name) for name in _GPU} for gpu in verified.facts.gpus],
         "replica": claims.replica,
         "gateway_path": claims.gateway_path,
         "key_configurations": strict.base64_text(claims.key_configurations),
@@ -223,8 +218,8 @@ def document_facts(verified: VerifiedEvidence) -> dict[str, object]:
     }
 
 
-def _cpu(found: CpuAppraisal, policy: Path | None, now: datetime.datetime, checks: Checks) -> dict[str, object]:
-    facts = _facts(found, now)
+def _cpu(found: CpuFacts, policy: Path | None, now: datetime.datetime, checks: Checks) -> dict[str, object]:
+    facts = Facts(found, (), None, now.timestamp())
     if policy is not None:
         Policy.from_toml(policy).evaluate_cpu(facts)
         checks.ok("policy", "the policy's rules about CPUs accept it")
@@ -235,47 +230,30 @@ def _cpu(found: CpuAppraisal, policy: Path | None, now: datetime.datetime, check
         default.migration.check(facts)
         checks.ok("policy.migration", "no migration agent may move the guest")
         checks.lacks("policy", "no policy was given: measurement, firmware level and all else were not judged")
-    return {**_cpu_facts(facts, found.key_sha256), "report_data": found.report_data.hex()}
+    return {**_cpu_facts(found), "report_data": found.report_data.hex()}
 
 
-def _facts(cpu: CpuAppraisal | None, now: datetime.datetime, gpus: tuple[GpuFacts, ...] = ()) -> Facts:
-    return Facts(
-        provider="none" if cpu is None else cpu.provider,
-        measurement=b"" if cpu is None else cpu.measurement,
-        claims=None,
-        signed_at=(),
-        now=now.timestamp(),
-        debug=cpu is not None and cpu.debug,
-        migration=cpu is not None and cpu.migration,
-        cpu_revocation_checked=None if cpu is None else cpu.revocation_checked,
-        snp=None if cpu is None else cpu.snp,
-        tdx=None if cpu is None else cpu.tdx,
-        pcrs=None if cpu is None else cpu.pcrs,
-        gpus=gpus,
-    )
-
-
-def _cpu_facts(facts: Facts, key_sha256: bytes) -> dict[str, object]:
+def _cpu_facts(cpu: CpuFacts) -> dict[str, object]:
     found: dict[str, object] = {
-        "provider": facts.provider,
-        "measurement": facts.measurement.hex(),
-        "cpu_key_sha256": key_sha256.hex(),
-        "debug": facts.debug,
-        "migration": facts.migration,
-        "cpu_revocation_checked": facts.cpu_revocation_checked,
+        "provider": cpu.provider,
+        "measurement": cpu.measurement.hex(),
+        "cpu_key_sha256": cpu.key_sha256.hex(),
+        "debug": cpu.debug,
+        "migration": cpu.migration,
+        "cpu_revocation_checked": cpu.revocation_checked,
     }
-    if facts.snp is not None:
+    if cpu.snp is not None:
         found["snp"] = {
-            "product": facts.snp.product,
-            "tcb": dict(facts.snp.tcb),
-            "vmpl": facts.snp.vmpl,
-            "flags": sorted(facts.snp.flags),
-            "chip_id": facts.snp.chip_id.hex(),
+            "product": cpu.snp.product,
+            "tcb": dict(cpu.snp.tcb),
+            "vmpl": cpu.snp.vmpl,
+            "flags": sorted(cpu.snp.flags),
+            "chip_id": cpu.snp.chip_id.hex(),
         }
-    if facts.tdx is not None:
-        found["tdx"] = {"status": facts.tdx.status}
-    if facts.pcrs is not None:
-        found["pcrs"] = {str(index): value.hex() for index, value in facts.pcrs.items()}
+    if cpu.tdx is not None:
+        found["tdx"] = {"status": cpu.tdx.status}
+    if cpu.pcrs is not None:
+        found["pcrs"] = {str(index): value.hex() for index, value in cpu.pcrs.items()}
     return found
 
 

@@ -6,7 +6,7 @@ what the measured guest read from its driver: worth as much as the measurement t
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from adytum.attestation.core import strict
@@ -14,8 +14,9 @@ from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
 from adytum.attestation.core.limits import LIMITS, Limits
 from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.document.facts import GpuFacts
 from adytum.attestation.nvidia.rim import Rim
-from adytum.attestation.nvidia.verify import VerifiedGpu, verify_gpu
+from adytum.attestation.nvidia.verify import verify_gpu
 
 _ARCHITECTURES = frozenset({"hopper", "blackwell"})
 _CC = frozenset({"on", "off"})
@@ -75,15 +76,6 @@ class GpuEvidence:
         }
 
 
-@dataclass(frozen=True)
-class BundledGpu:
-    """A verified GPU and the state it was in."""
-
-    gpu: VerifiedGpu
-    cc_mode: str
-    """on, off or devtools."""
-
-
 def encode_bundle(gpus: Sequence[GpuEvidence]) -> bytes:
     """The bundle's bytes. Raises `ValueError` for none: a machine without GPUs says so with `evidence.NO_GPUS`."""
     if not 1 <= len(gpus) <= LIMITS.gpus:
@@ -110,7 +102,7 @@ def verify_bundle(
     checks: Checks,
     rims: Sequence[bytes] = (),
     ocsp: Sequence[bytes] = (),
-) -> tuple[BundledGpu, ...]:
+) -> tuple[GpuFacts, ...]:
     """Every GPU of a bundle, all on one nonce. Raises `AttestationError`, or returns at least one.
 
     1. Structure: the bundle is in its canonical form.
@@ -123,7 +115,7 @@ def verify_bundle(
     parsed = parse_bundle(bundle)
 
     # 2. Each GPU
-    found: list[BundledGpu] = []
+    found: list[GpuFacts] = []
     # Read once, not once for each GPU: a document may bring many, and each is for at most a few.
     manifests = [Rim.parse(rim) for rim in rims]
     for place, item in enumerate(parsed):
@@ -145,12 +137,12 @@ def verify_bundle(
             raise _wrong("architecture", f"GPU {place} is a {gpu.architecture}, the evidence says {item.architecture}")
         if gpu.protected_pcie not in (None, item.multi_gpu == "protected-pcie"):
             raise _wrong("state", f"GPU {place} reports another mode of several GPUs than the evidence says")
-        found.append(BundledGpu(gpu, item.cc_mode))
+        found.append(replace(gpu, cc_mode=item.cc_mode))
 
     # 3. Together
-    if len({gpu.gpu.key_sha256 for gpu in found}) != len(found):
+    if len({gpu.key_sha256 for gpu in found}) != len(found):
         raise _wrong("duplicate", "the evidence has one GPU twice")
-    if len({gpu.gpu.architecture for gpu in found}) != 1:
+    if len({gpu.architecture for gpu in found}) != 1:
         raise _wrong("architecture", "the GPUs are of different architectures")
     # The state is the machine's, so one machine cannot read two.
     if len({(item.cc, item.devtools, item.multi_gpu) for item in parsed}) != 1:

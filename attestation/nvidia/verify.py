@@ -2,10 +2,8 @@
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,6 +13,7 @@ from adytum.attestation.core.certificates import check_chain, load, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
 from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.document.facts import GpuFacts
 from adytum.attestation.nvidia import chain as gpu_chain
 from adytum.attestation.nvidia.ocsp import check_ocsp
 from adytum.attestation.nvidia.rim import Rim, compare, verify_rim
@@ -22,29 +21,6 @@ from adytum.attestation.nvidia.spdm import GpuReport
 
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _HALF = 48
-
-
-@dataclass(frozen=True)
-class VerifiedGpu:
-    """A report that a genuine GPU signed on the nonce."""
-
-    architecture: str
-    """hopper or blackwell."""
-    driver_version: str
-    vbios_version: str
-    fwid: bytes
-    """The firmware that the GPU's certificate is for, 48 bytes."""
-    key_sha256: bytes
-    """SHA-256 of the SubjectPublicKeyInfo of the GPU's key: which device it is."""
-    feature_flag: int | None
-    protected_pcie: bool | None
-    """Whether the GPU says that it is under protected PCIe; None with drivers that do not report it."""
-    rims_checked: bool
-    """Whether the measurements were compared with both manifests, of driver and VBIOS."""
-    measurements_matched: int
-    revocation_checked: bool
-    """Whether a current, good answer was there for every certificate that NVIDIA's service answers for."""
-    valid_until: datetime.datetime
 
 
 def verify_gpu(
@@ -57,8 +33,8 @@ def verify_gpu(
     checks: Checks,
     rims: Sequence[bytes | Rim] = (),
     ocsp: Sequence[bytes] = (),
-) -> VerifiedGpu:
-    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+) -> GpuFacts:
+    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
     `chain`: DER, leaf first, five certificates. `rims`: manifests, XML or parsed and not yet verified; those of other
     products are passed over.
@@ -116,14 +92,14 @@ def verify_gpu(
     # 7. Manifests
     expires = [certificate.not_valid_after_utc for certificate in certificates]
     # NVIDIA answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
-    needed = [(certificates[at], certificates[at + 1]) for at in range(1, len(certificates) - 1)]
+    needed = list(pairwise(certificates[1:]))
     manifests = _manifests(parsed, architecture, rims, roots, now, checks)
     matched = 0
     if manifests:
         matched = compare(parsed.measurements, manifests, nvdec0_on=parsed.nvdec0_on)
         checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name are as they say")
     for rim in manifests:
-        needed += _pairs(rim.chain)
+        needed += pairwise(rim.chain)
         expires.append(rim.valid_until)
     rims_checked = {rim.is_vbios for rim in manifests} == {True, False}
     if not rims_checked:
@@ -133,13 +109,12 @@ def verify_gpu(
     covered, until = check_ocsp(ocsp, needed, now=now, checks=checks)
     if until is not None:
         expires.append(until)
-    return VerifiedGpu(
+    return GpuFacts(
         architecture=architecture,
-        driver_version=parsed.driver_version,
-        vbios_version=parsed.vbios_version,
+        driver=parsed.driver_version,
+        vbios=parsed.vbios_version,
         fwid=fwid,
         key_sha256=spki_sha256(certificates[0]),
-        feature_flag=parsed.feature_flag,
         protected_pcie=parsed.protected_pcie,
         rims_checked=rims_checked,
         measurements_matched=matched,
@@ -166,10 +141,6 @@ def _manifests(
             raise EvidenceError(f"there are two manifests of the {rim.kind} {rim.version}")
         found[rim.is_vbios] = verify_rim(rim, roots=roots.nvidia_rim, now=now, checks=checks)
     return tuple(found.values())
-
-
-def _pairs(chain: Sequence[x509.Certificate]) -> list[tuple[x509.Certificate, x509.Certificate]]:
-    return list(pairwise(chain))
 
 
 def _wrong(code: str, message: str) -> VerificationError:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adytum.attestation.core.errors import PolicyError
-from adytum.attestation.policy.rules import Any, Facts, GpuFacts, one_of
+from adytum.attestation.document.facts import Facts, GpuFacts
+from adytum.attestation.policy.rules import Any, one_of
 
 Allowed = Literal["refused", "allowed"]
 Required = Literal["required", "optional"]
@@ -23,17 +24,17 @@ class MinimumTcb:
     minimum: Mapping[str, Mapping[str, int]] | Any
 
     def check(self, facts: Facts) -> None:
-        if self.minimum == "any" or facts.snp is None:
+        if self.minimum == "any" or facts.cpu.snp is None:
             return
-        wanted = self.minimum.get(facts.snp.product)
+        wanted = self.minimum.get(facts.cpu.snp.product)
         if wanted is None:
             raise PolicyError(
-                "minimum_tcb", f"the CPU is of the line {facts.snp.product}, which the policy does not list"
+                "minimum_tcb", f"the CPU is of the line {facts.cpu.snp.product}, which the policy does not list"
             )
         for name, level in wanted.items():
-            found = facts.snp.tcb.get(name)
+            found = facts.cpu.snp.tcb.get(name)
             if found is None:
-                raise PolicyError("minimum_tcb", f"{facts.snp.product} has no firmware component {name}")
+                raise PolicyError("minimum_tcb", f"{facts.cpu.snp.product} has no firmware component {name}")
             if found < level:
                 raise PolicyError(
                     "minimum_tcb", f"the CPU's {name} firmware is at level {found}; the policy wants {level} or newer"
@@ -47,7 +48,7 @@ class Debug:
     verdict: Allowed
 
     def check(self, facts: Facts) -> None:
-        if facts.debug and self.verdict == "refused":
+        if facts.cpu.debug and self.verdict == "refused":
             raise PolicyError("debug", "the guest was started with debugging on, so its host can read all of it")
 
 
@@ -58,7 +59,7 @@ class Migration:
     verdict: Allowed
 
     def check(self, facts: Facts) -> None:
-        if facts.migration and self.verdict == "refused":
+        if facts.cpu.migration and self.verdict == "refused":
             raise PolicyError("migration", "a migration agent may move the guest, and with it its memory")
 
 
@@ -69,9 +70,9 @@ class Vmpl:
     accepted: frozenset[int] | Any
 
     def check(self, facts: Facts) -> None:
-        if self.accepted != "any" and facts.snp is not None and facts.snp.vmpl not in self.accepted:
+        if self.accepted != "any" and facts.cpu.snp is not None and facts.cpu.snp.vmpl not in self.accepted:
             levels = ", ".join(map(str, sorted(self.accepted)))
-            raise PolicyError("vmpl", f"the report comes from VMPL {facts.snp.vmpl}; the policy accepts {levels}")
+            raise PolicyError("vmpl", f"the report comes from VMPL {facts.cpu.snp.vmpl}; the policy accepts {levels}")
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ class Platform:
     clear: frozenset[str] | Any
 
     def check(self, facts: Facts) -> None:
-        if facts.snp is None:
+        if facts.cpu.snp is None:
             return
-        if self.set_ != "any" and (missing := self.set_ - facts.snp.flags):
+        if self.set_ != "any" and (missing := self.set_ - facts.cpu.snp.flags):
             raise PolicyError("platform_set", f"the platform does not have {', '.join(sorted(missing))}")
-        if self.clear != "any" and (present := self.clear & facts.snp.flags):
+        if self.clear != "any" and (present := self.clear & facts.cpu.snp.flags):
             raise PolicyError("platform_clear", f"the platform has {', '.join(sorted(present))}")
 
 
@@ -97,8 +98,8 @@ class Chips:
     accepted: frozenset[bytes] | Any
 
     def check(self, facts: Facts) -> None:
-        if facts.snp is not None:
-            one_of("chips", "the chip's id", facts.snp.chip_id, self.accepted)
+        if facts.cpu.snp is not None:
+            one_of("chips", "the chip's id", facts.cpu.snp.chip_id, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ class Pcrs:
     def check(self, facts: Facts) -> None:
         if self.values == "any":
             return
-        if facts.pcrs is None:
+        if facts.cpu.pcrs is None:
             raise PolicyError("pcrs", "the policy names PCR values, and this evidence has no vTPM")
         for index, wanted in self.values.items():
-            if facts.pcrs.get(index) != wanted:
+            if facts.cpu.pcrs.get(index) != wanted:
                 raise PolicyError("pcrs", f"PCR {index} is not {wanted.hex()}")
 
 
@@ -124,11 +125,11 @@ class TdxStatus:
     accepted: frozenset[str] | Any
 
     def check(self, facts: Facts) -> None:
-        if self.accepted == "any" or facts.tdx is None:
+        if self.accepted == "any" or facts.cpu.tdx is None:
             return
-        if facts.tdx.status is None:
+        if facts.cpu.tdx.status is None:
             raise PolicyError("tdx_status", "the evidence has no collateral of Intel's, so the TCB's status is unknown")
-        one_of("tdx_status", "the TCB's status", facts.tdx.status, self.accepted)
+        one_of("tdx_status", "the TCB's status", facts.cpu.tdx.status, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class CpuRevocation:
     verdict: Required
 
     def check(self, facts: Facts) -> None:
-        if self.verdict == "required" and facts.cpu_revocation_checked is False:
+        if self.verdict == "required" and facts.cpu.revocation_checked is False:
             raise PolicyError("cpu_revocation", "the evidence has no list of revoked CPU certificates to check against")
 
 

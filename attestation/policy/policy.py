@@ -7,9 +7,10 @@ from types import MappingProxyType
 from typing import Literal, Self, cast
 
 from adytum.attestation.document.evidence import CC_MODES, PADDINGS, SANDBOXES
+from adytum.attestation.document.facts import Facts
 from adytum.attestation.policy import hardware, rules
 from adytum.attestation.policy.file import PolicyFile, Value, render
-from adytum.attestation.policy.rules import Facts, Rule
+from adytum.attestation.policy.rules import Rule
 from adytum.attestation.reference.release import Required
 
 PROVIDERS = frozenset({"simulated", "sev-snp", "sev-snp-vtpm", "tdx"})

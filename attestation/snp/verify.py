@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -14,31 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from adytum.attestation.core.certificates import check_chain, load, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from adytum.attestation.document.facts import CpuFacts, SnpFacts
 from adytum.attestation.snp.report import SnpReport, tcb_levels
 from adytum.attestation.snp.vek import Vek
 
+PROVIDER = "sev-snp"
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _ORDER = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
 """Of the group of P-384 (FIPS 186-4, D.1.2.4)."""
-
-
-@dataclass(frozen=True)
-class VerifiedSnp:
-    """A report that AMD's hardware signed."""
-
-    report: SnpReport
-    product: str
-    tcb: Mapping[str, int]
-    """Reported firmware levels by component."""
-    vek: str
-    """vcek or vlek."""
-    csp_id: str | None
-    """The cloud provider whose key a VLEK is."""
-    key_sha256: bytes
-    """SHA-256 of the VEK's SubjectPublicKeyInfo."""
-    revocation_checked: bool
-    valid_until: datetime.datetime
-    """When the first of what this rests on expires."""
 
 
 def verify_snp(
@@ -49,8 +31,8 @@ def verify_snp(
     now: datetime.datetime,
     checks: Checks,
     crls: Sequence[bytes] = (),
-) -> VerifiedSnp:
-    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+) -> CpuFacts:
+    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
     `certificates`: DER; the VCEK or VLEK, then ASK or ASVK, then ARK. `ark`: pinned roots, SHA-256 of the
     SubjectPublicKeyInfo by product line. `crls`: DER lists of revoked certificates, AMD's for the product.
@@ -125,15 +107,16 @@ def verify_snp(
     elif any(parsed.chip_id):
         raise _wrong("chip", "a report signed with a provider's key names a chip")
 
-    return VerifiedSnp(
-        report=parsed,
-        product=vek.product,
-        tcb=tcb,
-        vek=vek.kind,
-        csp_id=vek.csp_id,
+    return CpuFacts(
+        provider=PROVIDER,
+        report_data=parsed.report_data,
+        measurement=parsed.measurement,
         key_sha256=spki_sha256(chain[0]),
+        debug=parsed.debug,
+        migration=parsed.migration,
         revocation_checked=bool(crls),
         valid_until=min(expires),
+        snp=SnpFacts(vek.product, tcb, parsed.vmpl, parsed.flags, parsed.chip_id, vek.kind, vek.csp_id),
     )
 
 

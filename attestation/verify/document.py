@@ -3,19 +3,15 @@
 import datetime
 import hashlib
 from dataclasses import InitVar, dataclass
-from typing import TYPE_CHECKING
 
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import Step, VerificationError
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.binding import NONCE_SIZE, gpu_nonce, report_data, root_from_path
 from adytum.attestation.document.evidence import NO_GPUS, Claims, Evidence
+from adytum.attestation.document.facts import Facts, GpuFacts
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.policy.rules import Facts, GpuFacts
-from adytum.attestation.verify.cpu import CpuAppraisal, appraise_cpu
-
-if TYPE_CHECKING:
-    from adytum.attestation.nvidia.bundle import BundledGpu
+from adytum.attestation.verify.cpu import verify_cpu
 
 _TOKEN = object()
 
@@ -25,18 +21,11 @@ class VerifiedEvidence:
     """Proof that `verify` accepted a document. Nothing else makes one; what needs verified evidence takes this type."""
 
     token: InitVar[object]
-    claims: Claims
-    provider: str
-    measurement: bytes
-    cpu_key_sha256: bytes
-    """SHA-256 of the SubjectPublicKeyInfo of the key that signed the CPU's report."""
     facts: Facts
     """All that the policy judged."""
     checks: Checks
-    """What was checked, in order, and what could not be for want of its input."""
+    """What was checked, in order, and what was not because its input was missing."""
     verified_at: datetime.datetime
-    valid_until: datetime.datetime | None
-    """When the first certificate or piece of collateral expires; None for simulated evidence."""
     document_sha256: bytes
     claims_sha256: bytes
 
@@ -49,6 +38,29 @@ class VerifiedEvidence:
             f"VerifiedEvidence({self.provider}, replica={self.claims.replica}, "
             f"document_sha256={self.document_sha256.hex()})"
         )
+
+    @property
+    def claims(self) -> Claims:
+        return self.facts.stated
+
+    @property
+    def provider(self) -> str:
+        return self.facts.cpu.provider
+
+    @property
+    def measurement(self) -> bytes:
+        return self.facts.cpu.measurement
+
+    @property
+    def cpu_key_sha256(self) -> bytes:
+        """SHA-256 of the SubjectPublicKeyInfo of the key that signed the CPU's report."""
+        return self.facts.cpu.key_sha256
+
+    @property
+    def valid_until(self) -> datetime.datetime | None:
+        """When the first certificate or piece of collateral expires; None for simulated evidence without GPUs."""
+        expiries = (self.facts.cpu.valid_until, *(gpu.valid_until for gpu in self.facts.gpus))
+        return min((expiry for expiry in expiries if expiry is not None), default=None)
 
 
 def verify(
@@ -99,36 +111,16 @@ def verify(
     checks.ok("nonce", f"the nonce is number {proof.index} of the {proof.size} that this report serves")
 
     # 3. to 5.
-    cpu, gpus = establish(evidence, claims, trust=trust, now=now, checks=checks)
+    facts = establish(evidence, claims, trust=trust, now=now, checks=checks)
 
     # 6. Policy
-    facts = Facts(
-        provider=cpu.provider,
-        measurement=cpu.measurement,
-        claims=claims,
-        signed_at=(("claims.issued_at", claims.issued_at), *cpu.signed_at),
-        now=now.timestamp(),
-        debug=cpu.debug,
-        migration=cpu.migration,
-        cpu_revocation_checked=cpu.revocation_checked,
-        snp=cpu.snp,
-        tdx=cpu.tdx,
-        pcrs=cpu.pcrs,
-        gpus=tuple(gpu_facts(gpu) for gpu in gpus),
-    )
     policy.evaluate(facts)
     checks.ok("policy", "the policy accepts every claim")
-    expiries = [*(gpu.gpu.valid_until for gpu in gpus), *([cpu.valid_until] if cpu.valid_until else [])]
     return VerifiedEvidence(
         token=_TOKEN,
-        claims=claims,
-        provider=cpu.provider,
-        measurement=cpu.measurement,
-        cpu_key_sha256=cpu.key_sha256,
         facts=facts,
         checks=checks,
         verified_at=now,
-        valid_until=min(expiries, default=None),
         document_sha256=hashlib.sha256(document).digest(),
         claims_sha256=hashlib.sha256(evidence.claims).digest(),
     )
@@ -136,14 +128,14 @@ def verify(
 
 def establish(
     evidence: Evidence, claims: Claims, *, trust: TrustRoots, now: datetime.datetime, checks: Checks
-) -> tuple[CpuAppraisal, "tuple[BundledGpu, ...]"]:
+) -> Facts:
     """Steps 3 to 5: what the hardware signed, for nobody's nonce and by nobody's policy. Raises `AttestationError`.
 
     By itself it proves nothing to a client: `verify` does.
     """
     # 3. CPU report
     proof = evidence.nonces
-    cpu = appraise_cpu(evidence.cpu, evidence.collateral, trust=trust, now=now, checks=checks)
+    cpu = verify_cpu(evidence.cpu, evidence.collateral, trust=trust, now=now, checks=checks)
 
     # 4. Binding
     if cpu.report_data != report_data(proof.root, evidence.claims, evidence.gpu):
@@ -155,7 +147,7 @@ def establish(
     checks.ok("binding.report_data", "the CPU's report was made for this nonce, these keys and this GPU evidence")
 
     # 5. GPU
-    gpus: tuple[BundledGpu, ...] = ()
+    gpus: tuple[GpuFacts, ...] = ()
     if evidence.gpu != NO_GPUS:
         # Here, so that evidence without GPUs is verified without lxml.
         from adytum.attestation.nvidia.bundle import verify_bundle
@@ -171,10 +163,10 @@ def establish(
         )
     _check_mode(claims, gpus)
     checks.ok("gpu.mode", f"the claims' confidential-computing mode, {claims.cc_mode}, is what the GPUs' evidence says")
-    return cpu, gpus
+    return Facts(cpu, gpus, claims, now.timestamp())
 
 
-def _check_mode(claims: Claims, gpus: "tuple[BundledGpu, ...]") -> None:
+def _check_mode(claims: Claims, gpus: tuple[GpuFacts, ...]) -> None:
     if not gpus and claims.cc_mode in ("on", "devtools"):
         raise VerificationError(
             Step.GPU,
@@ -189,15 +181,3 @@ def _check_mode(claims: Claims, gpus: "tuple[BundledGpu, ...]") -> None:
                 "gpu.mode",
                 f"the claims say that the GPUs' mode is {claims.cc_mode}, and a GPU's state says {gpu.cc_mode}",
             )
-
-
-def gpu_facts(gpu: "BundledGpu") -> GpuFacts:
-    """What a policy judges about one verified GPU."""
-    return GpuFacts(
-        architecture=gpu.gpu.architecture,
-        driver=gpu.gpu.driver_version,
-        vbios=gpu.gpu.vbios_version,
-        cc_mode=gpu.cc_mode,
-        rims_checked=gpu.gpu.rims_checked,
-        revocation_checked=gpu.gpu.revocation_checked,
-    )

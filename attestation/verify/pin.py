@@ -31,38 +31,38 @@ def pin(verified: VerifiedEvidence) -> Policy:
 
     Chips, replica, TLS key and software version are left open: they change without changing what runs.
     """
-    facts, claims = verified.facts, verified.claims
-    base = Policy.self_check(facts.provider, claims.cc_mode, bool(facts.gpus))
+    cpu, gpus, claims = verified.facts.cpu, verified.facts.gpus, verified.claims
+    base = Policy.self_check(cpu.provider, claims.cc_mode, bool(gpus))
     pinned = replace(
         base,
-        measurement=rules.Measurement("any" if facts.provider == "simulated" else frozenset({facts.measurement})),
+        measurement=rules.Measurement("any" if cpu.provider == "simulated" else frozenset({cpu.measurement})),
         configuration=rules.Configuration(frozenset({claims.configuration_sha256})),
         padding=rules.Padding(frozenset({claims.padding})),
         sandbox=rules.Sandbox(frozenset({claims.sandbox})),
         models=rules.Models({model.id: model.weights_root for model in claims.models}),
-        cpu_revocation=hardware.CpuRevocation("required" if facts.cpu_revocation_checked else "optional"),
+        cpu_revocation=hardware.CpuRevocation("required" if cpu.revocation_checked else "optional"),
     )
-    if facts.snp is not None:
+    if cpu.snp is not None:
         pinned = replace(
             pinned,
-            minimum_tcb=hardware.MinimumTcb({facts.snp.product: dict(facts.snp.tcb)}),
-            vmpl=hardware.Vmpl(frozenset({facts.snp.vmpl})),
+            minimum_tcb=hardware.MinimumTcb({cpu.snp.product: dict(cpu.snp.tcb)}),
+            vmpl=hardware.Vmpl(frozenset({cpu.snp.vmpl})),
         )
-    if facts.pcrs is not None:
+    if cpu.pcrs is not None:
         # Boot loader, its configuration, kernel and command line, and Secure Boot's state.
-        pinned = replace(pinned, pcrs=hardware.Pcrs({index: facts.pcrs[index] for index in (4, 7, 8, 9, 11, 12)}))
-    if facts.tdx is not None:
-        status = facts.tdx.status
+        pinned = replace(pinned, pcrs=hardware.Pcrs({index: cpu.pcrs[index] for index in (4, 7, 8, 9, 11, 12)}))
+    if cpu.tdx is not None:
+        status = cpu.tdx.status
         pinned = replace(pinned, tdx_status=hardware.TdxStatus("any" if status is None else frozenset({status})))
-    if facts.gpus:
+    if gpus:
         pinned = replace(
             pinned,
-            gpu=hardware.Gpu(len(facts.gpus)),
-            gpu_architecture=hardware.GpuArchitecture(frozenset(gpu.architecture for gpu in facts.gpus)),
-            gpu_driver=hardware.GpuDriver(frozenset({f">={min(gpu.driver for gpu in facts.gpus)}"})),
-            gpu_vbios=hardware.GpuVbios(frozenset({f">={min(gpu.vbios for gpu in facts.gpus)}"})),
-            gpu_rims=hardware.GpuRims(_required(all(gpu.rims_checked for gpu in facts.gpus))),
-            gpu_revocation=hardware.GpuRevocation(_required(all(gpu.revocation_checked for gpu in facts.gpus))),
+            gpu=hardware.Gpu(len(gpus)),
+            gpu_architecture=hardware.GpuArchitecture(frozenset(gpu.architecture for gpu in gpus)),
+            gpu_driver=hardware.GpuDriver(frozenset({f">={min(gpu.driver for gpu in gpus)}"})),
+            gpu_vbios=hardware.GpuVbios(frozenset({f">={min(gpu.vbios for gpu in gpus)}"})),
+            gpu_rims=hardware.GpuRims(_required(all(gpu.rims_checked for gpu in gpus))),
+            gpu_revocation=hardware.GpuRevocation(_required(all(gpu.revocation_checked for gpu in gpus))),
         )
     return pinned
 

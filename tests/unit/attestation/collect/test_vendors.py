@@ -145,7 +145,8 @@ def test_real_reports_verify_with_what_amd_is_asked_for(case: Case, vectors: Pat
         case.cache.refresh()
         now = max(certificate.not_valid_before_utc, START)
         verified = verify_snp(data, get(), ark=TrustRoots().amd_ark, now=now, checks=Checks())
-        assert verified.product == vek.product
+        assert verified.snp is not None
+        assert verified.snp.product == vek.product
 
 
 def test_real_manifests_come_as_nvidia_signed_them(case: Case, vectors: Path) -> None:

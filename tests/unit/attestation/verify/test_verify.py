@@ -326,7 +326,7 @@ def test_only_verify_makes_verified_evidence() -> None:
     with pytest.raises(TypeError, match="only"):
         VerifiedEvidence(token=object(), **fields)
     with pytest.raises((TypeError, ValueError)):
-        dataclasses.replace(verified, claims=with_claims(replica="evil"))
+        dataclasses.replace(verified, facts=dataclasses.replace(verified.facts, claims=with_claims(replica="evil")))
     with pytest.raises(dataclasses.FrozenInstanceError):
         verified.claims = with_claims(replica="evil")  # type: ignore[misc]
     assert copy.copy(verified).claims == CLAIMS
