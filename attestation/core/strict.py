@@ -39,16 +39,17 @@ def read(data: bytes, what: str, limit: int) -> object:
         raise EvidenceError(f"{what} has {len(data)} bytes, more than {limit}")
     try:
         value: object = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_no_float
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant, parse_float=_no_float
         )
-        # What cannot be written again (a lone surrogate, nesting without end) was not read.
+        # Nesting that is read but too deep to be written again counts as unreadable.
         encode(value)
     except (ValueError, RecursionError) as error:
         raise EvidenceError(f"{what} is not JSON that can be read: {type(error).__name__}") from error
     return value
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A hook for `json.loads`: one object, each of whose fields is there once. Raises `EvidenceError`."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise EvidenceError("a JSON object has the same field twice")

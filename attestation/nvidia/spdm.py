@@ -3,13 +3,13 @@
 DMTF DSP0274, 1.1.0, tables 40 to 43; the opaque data is NVIDIA's. Integers are little-endian.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
 from adytum.attestation.core.errors import EvidenceError
+from adytum.attestation.core.reader import Reader
 
 _REQUEST = bytes.fromhex("11e001ff")
 _REQUEST_SIZE = 37
@@ -48,17 +48,17 @@ class GpuReport:
         """Reads a report by its lengths. Raises `EvidenceError`."""
         if len(data) < _REQUEST_SIZE or data[:4] != _REQUEST:
             raise EvidenceError("the GPU's report does not begin with an SPDM 1.1 request for all measurements")
-        response = _Reader(data, _REQUEST_SIZE)
-        if response.take(2) != _RESPONSE:
+        report = Reader(data, "the GPU's report")
+        report.take(_REQUEST_SIZE)
+        if report.take(2) != _RESPONSE:
             raise EvidenceError("the GPU's report has no SPDM 1.1 response with measurements")
-        response.take(2)
-        blocks = response.take(1)[0]
-        record = response.take(int.from_bytes(response.take(3), "little"))
-        response.take(_NONCE_SIZE)
-        opaque = response.take(int.from_bytes(response.take(2), "little"))
-        signed = data[: response.at]
-        signature = response.take(_SIGNATURE_SIZE)
-        rest = data[response.at :]
+        report.take(2)
+        blocks, record = report.integer(1), report.sized(3)
+        report.take(_NONCE_SIZE)
+        opaque = report.sized(2)
+        signed = data[: report.at]
+        signature = report.take(_SIGNATURE_SIZE)
+        rest = report.take(report.left)
         if len(rest) > _PADDING or any(rest):
             raise EvidenceError("the GPU's report has bytes behind its signature")
         return cls(
@@ -146,44 +146,27 @@ class GpuReport:
         return raw.decode("ascii")
 
 
-class _Reader:
-    def __init__(self, data: bytes, at: int = 0) -> None:
-        self._data = data
-        self.at = at
-
-    def take(self, size: int) -> bytes:
-        end = self.at + size
-        if end > len(self._data):
-            raise EvidenceError("the GPU's report ends too early")
-        taken, self.at = self._data[self.at : end], end
-        return taken
-
-    @property
-    def done(self) -> bool:
-        return self.at == len(self._data)
-
-
 def _measurements(record: bytes, blocks: int) -> Mapping[int, bytes]:
-    reader = _Reader(record)
+    reader = Reader(record, "the record of the GPU's measurements")
     found: dict[int, bytes] = {}
     for _ in range(blocks):
-        index, specification, size = struct.unpack("<BBH", reader.take(4))
-        kind, digest_size = struct.unpack("<BH", reader.take(3))
+        index, specification, size = reader.unpack("<BBH")
+        kind, digest_size = reader.unpack("<BH")
         if specification != _DMTF or kind & _RAW or digest_size != _DIGEST_SIZE or size != digest_size + 3:
             raise EvidenceError(f"the GPU's measurement {index} is not a SHA-384 digest in DMTF's form")
         if index <= max(found, default=0):
             raise EvidenceError(f"the GPU's measurement {index} is there twice, or not in its place")
         found[index] = reader.take(digest_size)
-    if not reader.done or not found:
+    if reader.left or not found:
         raise EvidenceError("the GPU's measurements do not fill their record")
     return MappingProxyType(found)
 
 
 def _opaque(data: bytes) -> Mapping[int, bytes]:
-    reader = _Reader(data)
+    reader = Reader(data, "the opaque data of the GPU's report")
     found: dict[int, bytes] = {}
-    while not reader.done:
-        kind, size = struct.unpack("<HH", reader.take(4))
+    while reader.left:
+        kind, size = reader.unpack("<HH")
         if kind in found:
             raise EvidenceError(f"the GPU's report has its field {kind} twice")
         found[kind] = reader.take(size)

@@ -7,6 +7,7 @@ identity, two CRLs, and the signatures and issuer chains of these; the binary on
 import datetime
 import json
 
+from adytum.attestation.core import strict
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
 from adytum.attestation.core.limits import LIMITS, Limits
 from adytum.attestation.document.facts import TdxFacts
@@ -67,12 +68,7 @@ def appraise(
 
 
 def _fields(collateral: bytes, limits: Limits) -> dict[str, str | bytes]:
-    if len(collateral) > limits.tdx_collateral:
-        raise EvidenceError(f"the TDX collateral has {len(collateral)} bytes, more than {limits.tdx_collateral}")
-    try:
-        value = json.loads(collateral.decode("utf-8"), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("the TDX collateral is not JSON that can be read") from error
+    value = strict.read(collateral, "the TDX collateral", limits.tdx_collateral)
     if not isinstance(value, dict):
         raise EvidenceError("the TDX collateral is not a JSON object")
     if value.keys() - _UNNEEDED != {*_TEXTS, *_OCTETS}:
@@ -88,13 +84,6 @@ def _fields(collateral: bytes, limits: Limits) -> dict[str, str | bytes]:
         except ValueError as error:
             raise EvidenceError(f"the TDX collateral's {name} cannot be read") from error
     return fields
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise EvidenceError("the TDX collateral has the same field twice")
-    return result
 
 
 def _words(error: BaseException) -> str:

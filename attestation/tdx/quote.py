@@ -15,19 +15,19 @@ Whatever buffer the quote came in may end in zero bytes.
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError
 from adytum.attestation.core.limits import LIMITS, Limits
+from adytum.attestation.core.reader import Reader
 
 INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 """The QE vendor id of Intel's quoting enclave."""
-_HEADER = struct.Struct("<HHI4s16s20s")
-_BODY_HEAD = struct.Struct("<HI")
+_HEADER = "<HHI4s16s20s"
+_BODY_HEAD = "<HI"
 _BODY = struct.Struct("<16s48s48sQQQ48s48s48s48s48s48s48s48s64s")
 _BODY_15 = struct.Struct("<16s48s")
 _BODY_SIZES = {2: _BODY.size, 3: _BODY.size + _BODY_15.size}
-_CERTIFICATION = struct.Struct("<HI")
 _QE_REPORT = struct.Struct("<16sI28s16s32s32s32s96sHH60s64s")
 _ECDSA_P256 = 2
 _TDX = 0x81
@@ -124,7 +124,7 @@ class TdxQuote:
         and kinds of certification data."""
         if len(data) > limits.report:
             raise EvidenceError(f"the quote has {len(data)} bytes, more than {limits.report}")
-        quote = _Reader(data, "the quote")
+        quote = Reader(data, "the quote")
         version, key_type, tee, _, vendor, _ = quote.unpack(_HEADER)
         if version not in (4, 5):
             raise _unsupported(f"quotes of version {version}")
@@ -141,13 +141,13 @@ class TdxQuote:
                 raise EvidenceError(f"a quote body of type {body_type} does not have {size} bytes")
         td = _td_report(quote, body_type)
         signed = data[: quote.at]
-        signature_data = _Reader(quote.take(quote.u32()), "the quote's signature data")
+        signature_data = Reader(quote.sized(4), "the quote's signature data")
         if data[quote.at :].strip(b"\x00"):
             raise EvidenceError("something other than zero bytes follows the quote")
         signature, attestation_key = signature_data.take(64), signature_data.take(64)
         certification = _certification(signature_data, _QE_REPORT_CERTIFICATION)
         qe_signed, qe_signature = certification.take(_QE_REPORT.size), certification.take(64)
-        qe_authentication = certification.take(certification.u16())
+        qe_authentication = certification.sized(2)
         _, misc, _, attributes, _, _, mrsigner, _, product, svn, _, qe_data = _QE_REPORT.unpack(qe_signed)
         chain = _certification(certification, _PCK_CHAIN)
         return cls(
@@ -164,55 +164,26 @@ class TdxQuote:
             qe_signature=qe_signature,
             qe_authentication=qe_authentication,
             # Quotes of real machines end the PEM text with a NUL.
-            pck_chain=chain.rest().rstrip(b"\x00"),
+            pck_chain=chain.take(chain.left).rstrip(b"\x00"),
         )
 
 
-class _Reader:
-    """Takes a structure apart from its beginning."""
-
-    def __init__(self, data: bytes, what: str) -> None:
-        self._data = data
-        self._what = what
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes."""
-        if size > len(self._data) - self.at:
-            raise EvidenceError(f"{self._what} ends before it is complete")
-        self.at += size
-        return self._data[self.at - size : self.at]
-
-    def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
-        """The next fields."""
-        return form.unpack(self.take(form.size))
-
-    def u16(self) -> int:
-        return int.from_bytes(self.take(2), "little")
-
-    def u32(self) -> int:
-        return int.from_bytes(self.take(4), "little")
-
-    def rest(self) -> bytes:
-        """All that is left."""
-        return self.take(len(self._data) - self.at)
-
-
-def _certification(outer: _Reader, wanted: int) -> _Reader:
+def _certification(outer: Reader, wanted: int) -> Reader:
     """Certification data of the type `wanted`, which has to end what it is in."""
-    kind, size = outer.u16(), outer.u32()
-    if kind != wanted:
+    if (kind := outer.integer(2)) != wanted:
         raise _unsupported(f"certification data of type {kind} in place of type {wanted}")
-    data = outer.take(size)
-    if outer.rest():
-        raise EvidenceError(f"something follows the quote's certification data of type {wanted}")
-    return _Reader(data, f"the quote's certification data of type {wanted}")
+    name = f"the quote's certification data of type {wanted}"
+    data = outer.sized(4)
+    outer.end(name)
+    return Reader(data, name)
 
 
-def _td_report(quote: _Reader, body_type: int) -> TdReport:
-    svn, mrseam, mrsignerseam, seam_attributes, td_attributes, xfam, *registers, report_data = quote.unpack(_BODY)
+def _td_report(quote: Reader, body_type: int) -> TdReport:
+    svn, mrseam, mrsignerseam, seam_attributes, td_attributes, xfam, *registers, report_data = quote.unpack(
+        _BODY.format
+    )
     mrtd, mrconfigid, mrowner, mrownerconfig, *rtmr = registers
-    svn2, mrservicetd = quote.unpack(_BODY_15) if body_type == 3 else (None, None)
+    svn2, mrservicetd = quote.unpack(_BODY_15.format) if body_type == 3 else (None, None)
     return TdReport(
         tee_tcb_svn=svn,
         mrseam=mrseam,

@@ -32,6 +32,7 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from adytum.attestation.core import strict
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError
 from adytum.attestation.core.limits import LIMITS, Limits
 
@@ -107,19 +108,12 @@ class HclReport:
 
 def _json(data: bytes) -> dict[str, object]:
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=strict.unique)
     except (ValueError, RecursionError) as error:
         raise EvidenceError("the runtime data is not JSON that can be read") from error
     if not isinstance(value, dict):
         raise EvidenceError("the runtime data is not a JSON object")
     return value
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise EvidenceError("the runtime data has the same field twice")
-    return result
 
 
 def _attestation_key(values: dict[str, object]) -> rsa.RSAPublicKey:

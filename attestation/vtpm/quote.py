@@ -7,10 +7,9 @@ the selected registers (u16 size, bytes).
 """
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.reader import Reader
 
 PCRS = 24
 SHA256 = 0x000B
@@ -53,13 +53,13 @@ class TpmQuote:
         """Reads a TPMS_ATTEST of a quote. Raises `EvidenceError`."""
         if len(message) > _LARGEST:
             raise EvidenceError(f"the TPM's quote has {len(message)} bytes, more than {_LARGEST}")
-        rest = _Reader(message)
+        rest = Reader(message, "the TPM's quote", order="big")
         magic, kind = rest.unpack(">IH")
         if magic != _GENERATED:
             raise EvidenceError("the message does not begin as what a TPM makes and signs does")
         if kind != _QUOTE:
             raise EvidenceError(f"the message is of type {kind:#06x} and not a quote (0x8018)")
-        signer, qualifying_data = rest.sized(), rest.sized()
+        signer, qualifying_data = rest.sized(2), rest.sized(2)
         clock, resets, restarts, safe, firmware, count = rest.unpack(">QIIBQI")
         if safe > 1 or count > _SELECTIONS:
             raise EvidenceError("the TPM's quote has a field out of its range")
@@ -67,9 +67,8 @@ class TpmQuote:
         for _ in range(count):
             algorithm, size = rest.unpack(">HB")
             selections.append((algorithm, rest.take(size)))
-        pcr_digest = rest.sized()
-        if rest.at != len(message):
-            raise EvidenceError("something follows the TPM's quote")
+        pcr_digest = rest.sized(2)
+        rest.end()
         return cls(
             signer, qualifying_data, clock, resets, restarts, bool(safe), firmware, tuple(selections), pcr_digest
         )
@@ -113,25 +112,6 @@ def verify_quote(
         raise _wrong("pcrs", "the registers are not those that the TPM quoted")
     checks.ok("vtpm.quote.pcrs", "the registers are those that the TPM quoted")
     return quote
-
-
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        if size > len(self._data) - self.at:
-            raise EvidenceError("the TPM's quote ends before it is complete")
-        self.at += size
-        return self._data[self.at - size : self.at]
-
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(form, self.take(struct.calcsize(form)))
-
-    def sized(self) -> bytes:
-        (size,) = self.unpack(">H")
-        return self.take(size)
 
 
 def _wrong(code: str, message: str) -> VerificationError:

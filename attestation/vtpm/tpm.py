@@ -8,9 +8,10 @@ is what Azure's virtual TPM has for its owner and its indexes.
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from adytum.attestation.core.errors import CollectionError
+from adytum.attestation.core.reader import Reader
 
 OWNER = 0x40000001
 OWNER_WRITE, AUTH_WRITE = 1 << 1, 1 << 2
@@ -88,11 +89,10 @@ class Tpm:
 
     def nv_index(self, handle: int) -> NvIndex:
         """NV_ReadPublic."""
-        public = _Reader(_Reader(self.run("NV_ReadPublic", 0x169, (handle,), b"")).sized())
+        public = _reader(_reader(self.run("NV_ReadPublic", 0x169, (handle,), b"")).sized(2))
         _, _, attributes = public.unpack(">IHI")
-        public.sized()
-        (size,) = public.unpack(">H")
-        return NvIndex(handle, attributes, size)
+        public.sized(2)
+        return NvIndex(handle, attributes, public.integer(2))
 
     def nv_define(self, handle: int, size: int, attributes: int) -> None:
         """NV_DefineSpace, under the owner, without a password of its own."""
@@ -110,7 +110,7 @@ class Tpm:
             wanted = min(piece, index.size - len(data))
             answer = self._parameters(
                 "NV_Read", 0x14E, (authority, index.handle), struct.pack(">HH", wanted, len(data))
-            ).sized()
+            ).sized(2)
             if len(answer) != wanted:
                 raise CollectionError("the TPM gave less of an index than it was asked for")
             data += answer
@@ -127,7 +127,7 @@ class Tpm:
         algorithm, wanted = selection[0], bytearray(selection[1])
         values: list[bytes] = []
         while any(wanted):
-            reader = _Reader(self.run("PCR_Read", 0x17E, (), _selection((algorithm, bytes(wanted)))))
+            reader = _reader(self.run("PCR_Read", 0x17E, (), _selection((algorithm, bytes(wanted)))))
             _, count = reader.unpack(">II")
             read = bytearray(len(wanted))
             for _ in range(count):
@@ -135,10 +135,10 @@ class Tpm:
                 bits = reader.take(size)
                 if bank == algorithm and size == len(read):
                     read = bytearray(bits)
-            (count,) = reader.unpack(">I")
+            count = reader.integer(4)
             if not any(read) or count != sum(byte.bit_count() for byte in read):
                 raise CollectionError("the TPM does not have all registers of the SHA-256 bank")
-            values += [reader.sized() for _ in range(count)]
+            values += [reader.sized(2) for _ in range(count)]
             wanted = bytearray(asked & ~given for asked, given in zip(wanted, read, strict=True))
         return tuple(values)
 
@@ -146,15 +146,15 @@ class Tpm:
         """Quote with RSASSA and SHA-256: the message (TPMS_ATTEST) and the signature's bytes."""
         parameters = _sized(qualifying_data) + struct.pack(">HH", _RSASSA, _SHA256) + _selection(selection)
         reader = self._parameters("Quote", 0x158, (key,), parameters)
-        message = reader.sized()
+        message = reader.sized(2)
         scheme, algorithm = reader.unpack(">HH")
         if (scheme, algorithm) != (_RSASSA, _SHA256):
             raise CollectionError("the TPM signed its quote by another method than RSASSA with SHA-256")
-        return message, reader.sized()
+        return message, reader.sized(2)
 
-    def _parameters(self, name: str, code: int, handles: tuple[int, ...], parameters: bytes) -> "_Reader":
+    def _parameters(self, name: str, code: int, handles: tuple[int, ...], parameters: bytes) -> Reader:
         """Of a command whose first handle is authorized and that returns no handle."""
-        return _Reader(_Reader(self.run(name, code, handles, parameters, authorized=1)).long())
+        return _reader(_reader(self.run(name, code, handles, parameters, authorized=1)).sized(4))
 
     def _authority(self, index: NvIndex, by_owner: int, by_itself: int, verb: str) -> int:
         if index.attributes & by_owner:
@@ -165,7 +165,7 @@ class Tpm:
 
     def _nv_piece(self) -> int:
         """How much one NV_Read may ask for."""
-        reader = _Reader(self.run("GetCapability", 0x17A, (), struct.pack(">III", 6, _NV_BUFFER_MAX, 1)))
+        reader = _reader(self.run("GetCapability", 0x17A, (), struct.pack(">III", 6, _NV_BUFFER_MAX, 1)))
         _, _, count = reader.unpack(">BII")
         if count:
             found, value = reader.unpack(">II")
@@ -174,28 +174,8 @@ class Tpm:
         return _NV_BUFFER_SMALLEST
 
 
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, size: int) -> bytes:
-        if size > len(self._data) - self._at:
-            raise CollectionError("the TPM's response ends before it is complete")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(form, self.take(struct.calcsize(form)))
-
-    def sized(self) -> bytes:
-        """A TPM2B."""
-        (size,) = self.unpack(">H")
-        return self.take(size)
-
-    def long(self) -> bytes:
-        (size,) = self.unpack(">I")
-        return self.take(size)
+def _reader(response: bytes) -> Reader:
+    return Reader(response, "the TPM's response", order="big", error=CollectionError)
 
 
 def _sized(data: bytes) -> bytes:

@@ -127,8 +127,8 @@ def test_every_truncation_of_a_real_report(vectors: Path, case: str) -> None:
     [
         (b"", 0, "do not fill"),
         (RECORD, 1, "do not fill"),
-        (RECORD, 3, "too early"),
-        (RECORD[:-1], 2, "too early"),
+        (RECORD, 3, "ends before it is complete"),
+        (RECORD[:-1], 2, "ends before it is complete"),
         (RECORD + b"\0", 2, "do not fill"),
         (block(1, DIGEST) + block(1, DIGEST), 2, "twice, or not in its place"),
         (block(2, DIGEST) + block(1, DIGEST), 2, "twice, or not in its place"),
@@ -153,9 +153,9 @@ def test_malformed_measurements(record: bytes, count: int, match: str) -> None:
     [
         (opaque_fields([(3, b"1.2"), (3, b"1.2")]), "field 3 twice"),
         (opaque_fields([(999, b""), (999, b"x")]), "field 999 twice"),
-        (OPAQUE + b"\0", "too early"),
-        (OPAQUE + struct.pack("<HH", 4, 1), "too early"),
-        (OPAQUE[:-1], "too early"),
+        (OPAQUE + b"\0", "ends before it is complete"),
+        (OPAQUE + struct.pack("<HH", 4, 1), "ends before it is complete"),
+        (OPAQUE[:-1], "ends before it is complete"),
     ],
 )
 def test_malformed_opaque_data(opaque: bytes, match: str) -> None:
