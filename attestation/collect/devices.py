@@ -7,7 +7,7 @@ from typing import Literal, Self, TypeVar
 
 from adytum.attestation.collect.endorsements import VendorEndorsements
 from adytum.attestation.collect.rounds import CpuDevice, Endorsements, GpuDevices, NoEndorsements, NoGpus
-from adytum.attestation.collect.vendors import Collateral, https
+from adytum.attestation.collect.vendors import VendorCache, https
 from adytum.attestation.core import strict
 from adytum.attestation.core.errors import CollectionError, NotThereYet
 from adytum.attestation.simulated.device import SimulatedCpu
@@ -38,7 +38,7 @@ class Devices:
     @classmethod
     def of(cls, cpu: Cpu, gpus: Gpus) -> Self:
         """The devices of that kind. Raises `CollectionError` where the machine does not have them."""
-        cache = Collateral(https)
+        cache = VendorCache(https)
         unendorsed = cpu == "simulated" and gpus == "none"
         endorsements: Endorsements = NoEndorsements() if unendorsed else VendorEndorsements(cache)
         if gpus == "none":
@@ -57,7 +57,7 @@ def collect(cpu: Cpu | Literal["none"], gpus: Gpus, nonce: bytes) -> dict[str, o
     """
     found: dict[str, object] = {"nonce": nonce.hex()}
     if cpu != "none":
-        cache = Collateral(https)
+        cache = VendorCache(https)
         device = _cpu(cpu, cache)
         evidence = waiting(lambda: device.report(nonce + bytes(32)), cache.refresh)
         found["cpu"] = {
@@ -85,7 +85,7 @@ def waiting(collect: Callable[[], T], refresh: Callable[[], None], sleep: Callab
     return collect()
 
 
-def _cpu(name: Cpu, cache: Collateral) -> CpuDevice:
+def _cpu(name: Cpu, cache: VendorCache) -> CpuDevice:
     match name:
         case "simulated":
             return SimulatedCpu()

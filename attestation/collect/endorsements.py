@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
-from adytum.attestation.collect.vendors import Collateral as Cache
+from adytum.attestation.collect.vendors import VendorCache
 from adytum.attestation.core.certificates import load
 from adytum.attestation.core.errors import CollectionError
 from adytum.attestation.document.evidence import NO_GPUS, Collateral, CpuEvidence
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class VendorEndorsements:
     """Adds what the cache has. What it does not have yet is left out: each client's policy says whether it needs it."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: VendorCache) -> None:
         self._cache = cache
 
     def collateral(self, cpu: CpuEvidence, gpu: bytes) -> Collateral:

@@ -106,8 +106,8 @@ class _Wish:
 
 
 @dataclass
-class Collateral:
-    """The cache. The vendors' addresses are arguments so that a mirror, or a test, can stand in."""
+class VendorCache:
+    """What vendors sign, fetched and kept. Their addresses are arguments, so that a mirror or a test can stand in."""
 
     fetch: Fetch
     clock: Callable[[], float] = time.time

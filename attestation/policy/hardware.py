@@ -10,7 +10,7 @@ from typing import Literal
 
 from adytum.attestation.core.errors import PolicyError
 from adytum.attestation.document.facts import Facts, GpuFacts
-from adytum.attestation.policy.rules import Any, one_of
+from adytum.attestation.policy.rules import AnyValue, one_of
 
 Allowed = Literal["refused", "allowed"]
 Required = Literal["required", "optional"]
@@ -21,7 +21,7 @@ _VERSION = re.compile(r"[0-9A-Fa-f]+(\.[0-9A-Fa-f]+)*")
 class MinimumTcb:
     """The oldest firmware that counts, by product line and component. A product or component not listed is refused."""
 
-    minimum: Mapping[str, Mapping[str, int]] | Any
+    minimum: Mapping[str, Mapping[str, int]] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.minimum == "any" or facts.cpu.snp is None:
@@ -67,7 +67,7 @@ class Migration:
 class Vmpl:
     """The privilege levels from which the SNP report may come."""
 
-    accepted: frozenset[int] | Any
+    accepted: frozenset[int] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.accepted != "any" and facts.cpu.snp is not None and facts.cpu.snp.vmpl not in self.accepted:
@@ -79,8 +79,8 @@ class Vmpl:
 class Platform:
     """Flags of the SNP platform that have to be set, or clear."""
 
-    set_: frozenset[str] | Any
-    clear: frozenset[str] | Any
+    set_: frozenset[str] | AnyValue
+    clear: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if facts.cpu.snp is None:
@@ -95,7 +95,7 @@ class Platform:
 class Chips:
     """Which processors: the SNP report's chip_id, 64 bytes."""
 
-    accepted: frozenset[bytes] | Any
+    accepted: frozenset[bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if facts.cpu.snp is not None:
@@ -106,7 +106,7 @@ class Chips:
 class Pcrs:
     """Values of the vTPM's registers (SHA-256). Where some are named, evidence without a vTPM is refused."""
 
-    values: Mapping[int, bytes] | Any
+    values: Mapping[int, bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.values == "any":
@@ -122,7 +122,7 @@ class Pcrs:
 class TdxStatus:
     """Intel's verdict on the platform's TCB. Evidence without collateral has none, which only `any` accepts."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.accepted == "any" or facts.cpu.tdx is None:
@@ -165,7 +165,7 @@ class Gpu:
 class GpuArchitecture:
     """Which architectures."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         for gpu in facts.gpus:
@@ -189,7 +189,7 @@ class CcMode:
 class Versions:
     """Accepted versions: each is exact, or `>=` and the oldest that counts. Parts compare as hexadecimal numbers."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def accepts(self, version: str) -> bool:
         """Whether one of them fits. A version in another form than dotted numbers fits only an equal one."""

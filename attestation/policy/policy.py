@@ -11,7 +11,7 @@ from adytum.attestation.document.facts import Facts
 from adytum.attestation.policy import hardware, rules
 from adytum.attestation.policy.file import PolicyFile, Value, render
 from adytum.attestation.policy.rules import Rule
-from adytum.attestation.reference.release import Required
+from adytum.attestation.reference.release import RequiredRelease
 
 PROVIDERS = frozenset({"simulated", "sev-snp", "sev-snp-vtpm", "tdx"})
 ARCHITECTURES = frozenset({"hopper", "blackwell"})
@@ -57,7 +57,7 @@ class Policy:
 
     cpu: rules.Cpu
     measurement: rules.Measurement
-    release: rules.Release
+    release: rules.SignedRelease
     minimum_tcb: hardware.MinimumTcb
     debug: hardware.Debug
     migration: hardware.Migration
@@ -89,7 +89,7 @@ class Policy:
         return cls(
             cpu=rules.Cpu(frozenset({"sev-snp"})),
             measurement=rules.Measurement(measurements),
-            release=rules.Release("none"),
+            release=rules.SignedRelease("none"),
             minimum_tcb=hardware.MinimumTcb("any"),
             debug=hardware.Debug("refused"),
             migration=hardware.Migration("refused"),
@@ -154,7 +154,7 @@ class Policy:
         return cls(
             cpu=rules.Cpu(file.words("cpu", PROVIDERS)),
             measurement=rules.Measurement(file.digests("measurement", 48)),
-            release=rules.Release(file.release("release")),
+            release=rules.SignedRelease(file.release("release")),
             minimum_tcb=hardware.MinimumTcb(file.levels("minimum_tcb", TCB_COMPONENTS)),
             debug=hardware.Debug(cast(hardware.Allowed, file.word("debug", _REFUSED))),
             migration=hardware.Migration(cast(hardware.Allowed, file.word("migration", _REFUSED))),
@@ -240,7 +240,7 @@ class Policy:
             rule.check(facts)
 
 
-def _release(required: Required | Literal["none"]) -> Value:
+def _release(required: RequiredRelease | Literal["none"]) -> Value:
     if required == "none":
         return required
     return {"file": required.file, "keys": required.keys, "minimum": required.minimum}

@@ -8,7 +8,7 @@ from adytum.attestation.core.errors import PolicyError
 from adytum.attestation.document.facts import Facts
 from adytum.attestation.reference import release
 
-Any = Literal["any"]
+AnyValue = Literal["any"]
 """Written out where a relying party does not care."""
 T = TypeVar("T", str, bytes)
 
@@ -41,17 +41,17 @@ class Cpu:
 class Measurement:
     """What the CPU measured at launch."""
 
-    accepted: frozenset[bytes] | Any
+    accepted: frozenset[bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("measurement", "the launch measurement", facts.cpu.measurement, self.accepted)
 
 
 @dataclass(frozen=True)
-class Release:
+class SignedRelease:
     """Whether launch and configuration have to be those of one version in a signed release."""
 
-    required: release.Required | Literal["none"]
+    required: release.RequiredRelease | Literal["none"]
 
     def check(self, facts: Facts) -> None:
         if self.required == "none":
@@ -72,7 +72,7 @@ class Release:
 class Models:
     """Which models, with which weights. Every model that the backend claims has to be listed here."""
 
-    roots: Mapping[str, bytes] | Any
+    roots: Mapping[str, bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.roots == "any":
@@ -93,7 +93,7 @@ class Models:
 class Configuration:
     """The SHA-256 of the backend's configuration."""
 
-    accepted: frozenset[bytes] | Any
+    accepted: frozenset[bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("configuration", "the configuration's SHA-256", facts.stated.configuration_sha256, self.accepted)
@@ -103,7 +103,7 @@ class Configuration:
 class Software:
     """The backend's software version."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("software", "the software version", facts.stated.software_version, self.accepted)
@@ -113,7 +113,7 @@ class Software:
 class Replica:
     """The backend's name."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("replica", "the replica", facts.stated.replica, self.accepted)
@@ -191,7 +191,7 @@ class KeysAlive:
             raise PolicyError("keys_expire_at", "the claimed keys have expired; fetch new evidence")
 
 
-def one_of(claim: str, what: str, value: T, accepted: Collection[T] | Any) -> None:
+def one_of(claim: str, what: str, value: T, accepted: Collection[T] | AnyValue) -> None:
     """Raises `PolicyError` where `value` is not among the accepted ones."""
     if accepted == "any" or value in accepted:
         return

@@ -25,9 +25,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adytum.attestation.core import strict
+from adytum.attestation.core.ed25519 import small_order
 from adytum.attestation.core.errors import EvidenceError, PolicyFileError
 from adytum.attestation.core.limits import LIMITS
-from adytum.attestation.core.signing import small_order
 from adytum.attestation.reference.measurements import digest
 
 _LABEL = b"adytum release v2\x00"
@@ -77,7 +77,7 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Required:
+class RequiredRelease:
     """What a policy requires: a release that one of these keys signed, from this sequence on."""
 
     release: Release
@@ -87,7 +87,7 @@ class Required:
     minimum: int
 
 
-def load(path: Path, file: str, keys: frozenset[bytes], minimum: int) -> Required:
+def load(path: Path, file: str, keys: frozenset[bytes], minimum: int) -> RequiredRelease:
     """The release of a policy. Raises `PolicyFileError`."""
     try:
         data, signatures = _read(path), _read(signature_path(path))
@@ -105,7 +105,7 @@ def load(path: Path, file: str, keys: frozenset[bytes], minimum: int) -> Require
             f"the release {path} has the sequence {found.sequence}, the policy wants {minimum} or later; get the "
             "current one from its publisher"
         )
-    return Required(found, file, keys, minimum)
+    return RequiredRelease(found, file, keys, minimum)
 
 
 def signature_path(path: Path) -> Path:

@@ -59,7 +59,7 @@ def init(
         if accepted:
             found = replace(found, measurement=rules.Measurement(accepted))
         if required is not None:
-            found = replace(found, release=rules.Release(required))
+            found = replace(found, release=rules.SignedRelease(required))
             if not accepted:
                 # The release names them; a list here would have to change with each release.
                 found = replace(found, measurement=rules.Measurement("any"), configuration=rules.Configuration("any"))
@@ -77,7 +77,7 @@ def init(
         raise click.UsageError(f"{out} cannot be written: {error.strerror}") from error
 
 
-def _required(path: Path, out: Path | None, keys: tuple[str, ...]) -> release.Required:
+def _required(path: Path, out: Path | None, keys: tuple[str, ...]) -> release.RequiredRelease:
     try:
         raw = frozenset(bytes.fromhex(key) for key in keys)
     except ValueError:
@@ -90,7 +90,7 @@ def _required(path: Path, out: Path | None, keys: tuple[str, ...]) -> release.Re
     return replace(found, file=named, minimum=found.release.sequence)
 
 
-def _shown(upstream: str, accepted: frozenset[bytes], required: release.Required | None) -> Policy:
+def _shown(upstream: str, accepted: frozenset[bytes], required: release.RequiredRelease | None) -> Policy:
     nonce, checks, now = os.urandom(NONCE_SIZE), Checks(), datetime.datetime.now(datetime.UTC)
     document = download(upstream, nonce)
     found, verified = policy_from(document, nonce=nonce, trust=TrustRoots(), now=now, checks=checks)
@@ -101,5 +101,5 @@ def _shown(upstream: str, accepted: frozenset[bytes], required: release.Required
     if accepted:
         rules.Measurement(accepted).check(verified.facts)
     if required is not None:
-        rules.Release(required).check(verified.facts)
+        rules.SignedRelease(required).check(verified.facts)
     return found

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adytum.attestation.collect.vendors import AMD_KDS, Collateral, FetchFailed, Request, https
+from adytum.attestation.collect.vendors import AMD_KDS, FetchFailed, Request, VendorCache, https
 from adytum.attestation.core.certificates import load, load_all
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import CollectionError
@@ -278,7 +278,7 @@ def test_the_one_asked_for_longest_ago_goes_first_when_there_are_too_many(bound:
         fetched.append(request.url)
         return crls[request.url.split("/")[-2]]
 
-    cache = Collateral(fetch, Clock(), **bound)
+    cache = VendorCache(fetch, Clock(), **bound)
     for product in ("Milan", "Genoa"):
         missing(lambda product=product: cache.amd_crl(product))
     cache.refresh()
@@ -291,7 +291,7 @@ def test_the_one_asked_for_longest_ago_goes_first_when_there_are_too_many(bound:
 
 
 def test_no_bound_makes_a_cache_raise_anything_else() -> None:
-    cache = Collateral(lambda request: Vendors()._crl("Milan"), Clock(), entries=0, size=0)
+    cache = VendorCache(lambda request: Vendors()._crl("Milan"), Clock(), entries=0, size=0)
     for _ in range(3):
         missing(lambda: cache.amd_crl("Milan"))
         cache.refresh()
@@ -324,7 +324,7 @@ def kept(name: str, data: bytes) -> bool:
     """Whether the cache keeps it. Raises what the cache lets out."""
     chain = ask("Milan", "vcek").pem + ark("Milan").pem
     send = lambda request: chain if name == "vcek" and request.url.endswith("cert_chain") else data  # noqa: E731
-    cache = Collateral(send, Clock())
+    cache = VendorCache(send, Clock())
     missing(lambda: ANY_GETTER[name](cache))
     cache.refresh()
     try:

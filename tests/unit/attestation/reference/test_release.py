@@ -196,4 +196,4 @@ def test_a_report_by_itself_is_judged_by_its_measurement(tmp_path: Path) -> None
     old = replace(verified.facts.cpu, measurement=OLD_LAUNCH)
     with pytest.raises(PolicyError, match="release"):
         rule.check(replace(verified.facts, claims=None, cpu=old))
-    rules.Release("none").check(replace(verified.facts, cpu=old))
+    rules.SignedRelease("none").check(replace(verified.facts, cpu=old))
