@@ -46,16 +46,6 @@ class NonceTree:
         return tuple(path)
 
 
-def nonce_root(nonces: Sequence[bytes]) -> bytes:
-    """The Merkle tree hash over 32-byte nonces, RFC 9162 section 2.1.1."""
-    return NonceTree(nonces).root
-
-
-def inclusion_path(nonces: Sequence[bytes], index: int) -> tuple[bytes, ...]:
-    """The path that proves nonce `index`. For many of them build one `NonceTree`."""
-    return NonceTree(nonces).path(index)
-
-
 def root_from_path(nonce: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     """The root that a proof leads to, RFC 9162 section 2.1.3.2. Raises `VerificationError` where it fits no tree."""
     if not 0 <= index < size:

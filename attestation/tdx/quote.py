@@ -39,11 +39,10 @@ _MIGRATABLE = 1 << 29
 
 @dataclass(frozen=True)
 class TdReport:
-    """What a quote says about a trust domain. The registers have 48 bytes each."""
+    """What a quote says about a trust domain, as far as it is needed. The registers have 48 bytes each."""
 
     tee_tcb_svn: bytes
     """16 bytes: the versions of the TDX module and what loads it."""
-    mrseam: bytes
     mrsignerseam: bytes
     """Zero for Intel's own TDX module."""
     seam_attributes: int
@@ -51,9 +50,6 @@ class TdReport:
     xfam: int
     mrtd: bytes
     """What the domain was built from, the firmware."""
-    mrconfigid: bytes
-    mrowner: bytes
-    mrownerconfig: bytes
     rtmr: tuple[bytes, bytes, bytes, bytes]
     """What ran since, extended by the firmware (0), the boot loader and kernel (1, 2) and programs (3)."""
     report_data: bytes
@@ -179,22 +175,16 @@ def _certification(outer: Reader, wanted: int) -> Reader:
 
 
 def _td_report(quote: Reader, body_type: int) -> TdReport:
-    svn, mrseam, mrsignerseam, seam_attributes, td_attributes, xfam, *registers, report_data = quote.unpack(
-        _BODY.format
-    )
-    mrtd, mrconfigid, mrowner, mrownerconfig, *rtmr = registers
+    svn, _, mrsignerseam, seam_attributes, td_attributes, xfam, *registers, report_data = quote.unpack(_BODY.format)
+    mrtd, _, _, _, *rtmr = registers
     svn2, mrservicetd = quote.unpack(_BODY_15.format) if body_type == 3 else (None, None)
     return TdReport(
         tee_tcb_svn=svn,
-        mrseam=mrseam,
         mrsignerseam=mrsignerseam,
         seam_attributes=seam_attributes,
         td_attributes=td_attributes,
         xfam=xfam,
         mrtd=mrtd,
-        mrconfigid=mrconfigid,
-        mrowner=mrowner,
-        mrownerconfig=mrownerconfig,
         rtmr=(rtmr[0], rtmr[1], rtmr[2], rtmr[3]),
         report_data=report_data,
         tee_tcb_svn2=svn2,

@@ -52,11 +52,6 @@ class VerifiedEvidence:
         return self.facts.cpu.measurement
 
     @property
-    def cpu_key_sha256(self) -> bytes:
-        """SHA-256 of the SubjectPublicKeyInfo of the key that signed the CPU's report."""
-        return self.facts.cpu.key_sha256
-
-    @property
     def valid_until(self) -> datetime.datetime | None:
         """When the first certificate or piece of collateral expires; None for simulated evidence without GPUs."""
         expiries = (self.facts.cpu.valid_until, *(gpu.valid_until for gpu in self.facts.gpus))

@@ -205,12 +205,10 @@ def test_reserved_values(at: int, value: int) -> None:
 def test_what_a_report_says() -> None:
     policy = 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19
     report = SnpReport.parse(GENOA.report(policy=policy, platform_info=0b11001001))
-    assert (report.debug, report.migration, report.smt_allowed) == (True, True, True)
+    assert (report.debug, report.migration) == (True, True)
     assert report.flags == {"smt", "rapl_disabled", "bit6", "tio"}
     plain = SnpReport.parse(GENOA.report(policy=1 << 17, platform_info=0))
-    assert (plain.debug, plain.migration, plain.smt_allowed, plain.flags) == (False, False, False, frozenset())
-    assert plain.mitigations is None
-    assert SnpReport.parse(GENOA.report(version=5)).mitigations == (0, 0)
+    assert (plain.debug, plain.migration, plain.flags) == (False, False, frozenset())
 
 
 def test_every_changed_byte_of_a_certificate_is_refused() -> None:
