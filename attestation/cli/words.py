@@ -9,7 +9,7 @@ from typing import TextIO
 from cryptography import x509
 
 from adytum.attestation.cli import commands
-from adytum.attestation.cli.commands import ACCEPTED, MALFORMED, REJECTED, UNSUPPORTED
+from adytum.attestation.cli.verdict import ACCEPTED, MALFORMED, REJECTED, RESULTS, UNSUPPORTED
 from adytum.attestation.core.certificates import load_all, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, EvidenceError, PolicyFileError, UnsupportedError
@@ -18,7 +18,7 @@ from adytum.attestation.document.evidence import Claims, Evidence
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.snp import report as snp_report
 from adytum.attestation.snp.report import SnpReport, tcb_levels
-from adytum.attestation.verify.document import establish
+from adytum.attestation.verifier.document import establish
 
 _GREEN, _RED, _YELLOW, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
@@ -253,9 +253,7 @@ def _policy(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
 def _verdict(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
     try:
         found = json.loads(data)
-        status = {"accepted": ACCEPTED, "rejected": REJECTED, "unsupported": UNSUPPORTED, "malformed": MALFORMED}[
-            found["result"]
-        ]
+        status = {result: status for status, result in RESULTS.items()}[found["result"]]
         for check in found["checks"]:
             printer.tick(check["says"])
         for check in found["not_checked"]:

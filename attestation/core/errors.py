@@ -65,6 +65,10 @@ class PolicyFileError(AttestationError):
     """The policy file cannot be used. The message says which line to write."""
 
 
+class FetchError(AttestationError):
+    """There is no document to verify: the address is unusable, or the backend sent no evidence."""
+
+
 class CollectionError(AttestationError):
     """Evidence could not be made: a device failed, or a round was asked for what it does not have."""
 

@@ -86,7 +86,7 @@ class NvidiaGpus:
         """Opens the library. Raises `CollectionError`."""
         self._unattested_switches = unattested_switches
         try:
-            import pynvml  # type: ignore[import-untyped]  # NVIDIA ships no types.
+            import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise CollectionError("the Python package nvidia-ml-py is not installed") from error
         self._nvml: ModuleType = pynvml

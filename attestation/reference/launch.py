@@ -93,8 +93,8 @@ def measure(launch: Launch, vcpus: Iterable[int], *, firmware_digest: bytes | No
 
 def _library() -> tuple[Any, Any, dict[str, int]]:
     try:
-        from sevsnpmeasure import guest, vcpu_types
-        from sevsnpmeasure.sev_mode import SevMode
+        from sevsnpmeasure import guest, vcpu_types  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from sevsnpmeasure.sev_mode import SevMode  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         raise MeasureError("sev-snp-measure is not installed; run: pip install 'adytum[measure]'") from error
     return guest, SevMode, vcpu_types.CPU_SIGS

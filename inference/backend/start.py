@@ -19,7 +19,7 @@ from adytum.attestation.core.errors import AttestationError, CollectionError
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.evidence import Claims, ModelClaim
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.verify.document import verify
+from adytum.attestation.verifier.document import verify
 from adytum.inference.backend import hygiene, parts
 from adytum.inference.backend.progress import Shown
 from adytum.inference.channel import keyconfig

@@ -124,7 +124,7 @@ def test_usage(evidence: Path, policy: Path, tmp_path: Path) -> None:
         (("verify", evidence, *nonce, "--policy", bad_policy), "did you mean 'padding'?"),
         (("fetch", "file:///etc/hostname", "--policy", policy), "https://host:port"),
         (("fetch", "localhost", "--policy", policy), "https://host:port"),
-        (("fetch", "http://[", "--policy", policy), "no address"),
+        (("fetch", "http://[", "--policy", policy), "is not an address"),
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, ""), (arguments, done.stderr)

@@ -26,8 +26,8 @@ from adytum.attestation.policy.policy import Policy
 from adytum.attestation.policy.rules import Cpu, Measurement
 from adytum.attestation.tdx.device import Tdx
 from adytum.attestation.tsm.device import Tsm
-from adytum.attestation.verify.document import VerifiedEvidence, verify
-from adytum.attestation.verify.pin import policy_from
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.pin import policy_from
 from adytum.attestation.vtpm.device import SnpVtpm
 from tests.unit.attestation.nvidia.authority import Authority, FakeGpu
 from tests.unit.attestation.nvidia.rim_authority import REVOKED, RimAuthority, answer

@@ -23,7 +23,7 @@ from adytum.attestation.core.errors import NotThereYet, PolicyError
 from adytum.attestation.nvidia.device import NvidiaGpus
 from adytum.attestation.snp.device import SevSnp
 from adytum.attestation.tsm.device import Tsm
-from adytum.attestation.verify.document import verify
+from adytum.attestation.verifier.document import verify
 from tests.unit.attestation.nvidia import nvml
 from tests.unit.attestation.nvidia.authority import Issuer
 from tests.unit.attestation.nvidia.nvml import Driver

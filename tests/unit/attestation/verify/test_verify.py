@@ -25,7 +25,7 @@ from adytum.attestation.document.binding import NonceTree, report_data
 from adytum.attestation.document.evidence import CpuEvidence, Evidence, NonceProof
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.simulated.device import SimulatedCpu
-from adytum.attestation.verify.document import VerifiedEvidence
+from adytum.attestation.verifier.document import VerifiedEvidence
 from tests.unit.attestation.support import (
     CLAIMS,
     NONCE,

@@ -12,7 +12,7 @@ from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.evidence import NO_GPUS, Claims, Evidence
 from adytum.attestation.policy import hardware, rules
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
 
 
 def policy_from(

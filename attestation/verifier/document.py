@@ -11,7 +11,7 @@ from adytum.attestation.document.binding import NONCE_SIZE, gpu_nonce, report_da
 from adytum.attestation.document.evidence import NO_GPUS, Claims, Evidence
 from adytum.attestation.document.facts import Facts, GpuFacts
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.verify.cpu import verify_cpu
+from adytum.attestation.verifier.cpu import verify_cpu
 
 _TOKEN = object()
 
@@ -31,7 +31,7 @@ class VerifiedEvidence:
 
     def __post_init__(self, token: object) -> None:
         if token is not _TOKEN:
-            raise TypeError("only adytum.attestation.verify.document.verify makes a VerifiedEvidence")
+            raise TypeError("only adytum.attestation.verifier.document.verify makes a VerifiedEvidence")
 
     def __repr__(self) -> str:
         return (
