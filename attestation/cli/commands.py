@@ -29,13 +29,13 @@ _NO_CPU = CpuFacts("none", report_data=b"", measurement=b"", key_sha256=b"")
 
 
 class Unusable(Exception):
-    """The command cannot be carried out as given."""
+    """The command cannot be carried out as it was given."""
 
 
 def verify_document(
     document: bytes, nonce: bytes, policy: Path, now: datetime.datetime, simulated: frozenset[bytes] | None
 ) -> Verdict:
-    """A whole document, for the client that chose the nonce."""
+    """Verifies a whole document for the client that chose the nonce. Raises `PolicyFileError`."""
     rules = Policy.from_toml(policy)
 
     def appraise(checks: Checks) -> dict[str, object]:
@@ -46,8 +46,10 @@ def verify_document(
 
 
 def fetch(url: str, policy: Path, out: Path | None, simulated: frozenset[bytes] | None) -> Verdict:
-    """A backend's evidence on a fresh nonce. Raises `FetchError`, `PolicyFileError`, `Unusable`."""
-    Policy.from_toml(policy)  # A bad policy is told before a backend is asked.
+    """Fetches a backend's evidence on a fresh nonce, and verifies it.
+
+    Raises `FetchError`, `PolicyFileError`, `Unusable`."""
+    Policy.from_toml(policy)  # A bad policy is reported before the backend is asked.
     nonce = os.urandom(NONCE_SIZE)
     document = fetch_document(url, nonce)
     if out is not None:
@@ -62,7 +64,7 @@ def fetch(url: str, policy: Path, out: Path | None, simulated: frozenset[bytes] 
 def snp(
     report: bytes, vek: bytes, chain: bytes, crl: bytes | None, policy: Path | None, now: datetime.datetime
 ) -> Verdict:
-    """An SEV-SNP report by itself. Without a policy: debugging and migration have to be off."""
+    """Verifies an SEV-SNP report by itself. Without a policy, debugging and migration have to be off."""
 
     def appraise(checks: Checks) -> dict[str, object]:
         certificates = (*load_all(vek, "the VEK"), *load_all(chain, "the chain"))
@@ -75,7 +77,7 @@ def snp(
 
 
 def tdx(quote: bytes, collateral: bytes | None, policy: Path | None, now: datetime.datetime) -> Verdict:
-    """A TDX quote by itself. Without a policy: debugging and migration have to be off."""
+    """Verifies a TDX quote by itself. Without a policy, debugging and migration have to be off."""
 
     def appraise(checks: Checks) -> dict[str, object]:
         evidence = CpuEvidence("tdx", quote, ())
@@ -95,7 +97,7 @@ def gpu(
     policy: Path | None,
     now: datetime.datetime,
 ) -> Verdict:
-    """A GPU's report by itself. Its confidential-computing mode is not in it: only a whole document can say that."""
+    """Verifies a GPU's report by itself. It does not contain the confidential-computing mode; only a document does."""
     from adytum.attestation.nvidia.nras import check_devices, verify_nras
     from adytum.attestation.nvidia.verify import verify_gpu
 
@@ -107,12 +109,12 @@ def gpu(
         if nras is not None:
             verdict = verify_nras(*nras, nonce=nonce, now=now, checks=checks)
             check_devices(verdict, [load(certificates[0], "the GPU's certificate")], checks)
-        checks.lacks("gpu.cc_mode", "a report by itself does not say whether confidential computing is on")
+        checks.lacks("gpu.cc_mode", "a report by itself does not state whether confidential computing is on")
         if policy is not None:
             Policy.from_toml(policy).evaluate_gpus(Facts(_NO_CPU, (found,), None, now.timestamp()))
             checks.ok("policy", "the policy's rules about GPUs accept it")
         else:
-            checks.lacks("policy", "no policy was given")
+            checks.lacks("policy", "there is no policy")
         return {
             "architecture": found.architecture,
             "driver": found.driver,
@@ -128,7 +130,7 @@ def gpu(
 
 
 def read(path: Path) -> bytes:
-    """A file, up to the size of the largest thing that any command reads. Raises `Unusable`."""
+    """A file's content, up to the largest size that any command reads. Raises `Unusable`."""
     try:
         with path.open("rb") as file:
             return file.read(LIMITS.document + 1)
@@ -147,7 +149,7 @@ def _cpu(found: CpuFacts, policy: Path | None, now: datetime.datetime, checks: C
         checks.ok("policy.debug", "debugging is off: the host cannot read the guest")
         default.migration.check(facts)
         checks.ok("policy.migration", "no migration agent may move the guest")
-        checks.lacks("policy", "no policy was given: measurement, firmware level and all else were not judged")
+        checks.lacks("policy", "there is no policy: measurement, firmware level and all else were not judged")
     return {**cpu_facts(found), "report_data": found.report_data.hex()}
 
 

@@ -1,7 +1,7 @@
 """`python -m adytum.attestation`: its commands and their arguments.
 
 Prints a JSON object; `show` prints words for people. Exit status: 0 accepted, 10 rejected, 20 unsupported (it could
-not be checked), 30 malformed; 2 for a command that cannot be carried out as given, or where there is nothing to judge.
+not be checked), 30 malformed; 2 if the command cannot be carried out as given, or there is nothing to judge.
 """
 # ruff: noqa: T201 - a command line prints
 
@@ -26,7 +26,7 @@ _EPILOG = "exit status: 0 accepted, 10 rejected, 20 unsupported, 30 malformed, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit status."""
+    """Runs one command and returns its exit status."""
     parsed = parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except BrokenPipeError:
-        # Whoever read the output has enough; nothing more can be said to it.
+        # The reader closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE
     return status
@@ -62,14 +62,14 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = some.add_parser(
-        "fetch", help="ask a backend for evidence on a fresh nonce, and verify it", epilog=_EPILOG
+        "fetch", help="fetch a backend's evidence on a fresh nonce, and verify it", epilog=_EPILOG
     )
     command.add_argument("url", help="the backend, like https://host:8080")
     _add_judging(command)
     command.add_argument("--out", type=Path, help="also write the document here, whether it verifies or not")
     command.set_defaults(run=lambda p: _print(commands.fetch(p.url, p.policy, p.out, _keys(p)), _STOP))
 
-    command = some.add_parser("snp", help="an SEV-SNP report by itself", epilog=_EPILOG)
+    command = some.add_parser("snp", help="verify an SEV-SNP report by itself", epilog=_EPILOG)
     command.add_argument("file", type=Path, help="the report, 1,184 bytes, or a paravisor's HCL report around it")
     command.add_argument("--vek", type=Path, required=True, help="the VCEK or VLEK certificate, DER or PEM")
     command.add_argument("--chain", type=Path, required=True, help="ASK or ASVK, then ARK, PEM")
@@ -89,10 +89,12 @@ def parser() -> argparse.ArgumentParser:
         )
     )
 
-    command = some.add_parser("gpu", help="a GPU's report by itself", epilog=_EPILOG)
+    command = some.add_parser("gpu", help="verify a GPU's report by itself", epilog=_EPILOG)
     command.add_argument("file", type=Path, help="the SPDM measurements report")
     command.add_argument("--chain", type=Path, required=True, help="the GPU's certificates, leaf first, PEM")
-    command.add_argument("--nonce", type=_octets, required=True, help="the nonce it was asked with, 64 digits")
+    command.add_argument(
+        "--nonce", type=_octets, required=True, help="the nonce that it was requested with, 64 hexadecimal digits"
+    )
     command.add_argument("--rim", type=Path, action="append", default=[], help="a manifest of driver or VBIOS, XML")
     command.add_argument("--ocsp", type=Path, action="append", default=[], help="an OCSP answer, DER")
     command.add_argument("--nras", type=Path, help="NVIDIA's remote appraisal of the same evidence; needs --jwks")
@@ -101,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     _add_time(command)
     command.set_defaults(run=_gpu)
 
-    command = some.add_parser("tdx", help="a TDX quote by itself", epilog=_EPILOG)
+    command = some.add_parser("tdx", help="verify a TDX quote by itself", epilog=_EPILOG)
     command.add_argument("file", type=Path, help="the quote")
     command.add_argument("--collateral", type=Path, help="Intel's collateral, JSON; needs the extra tdx")
     command.add_argument("--policy", type=Path, help="judge by this policy's rules about CPUs")
@@ -110,13 +112,13 @@ def parser() -> argparse.ArgumentParser:
         run=lambda p: _print(commands.tdx(read(p.file), p.collateral and read(p.collateral), p.policy, _now(p)))
     )
 
-    command = some.add_parser("collect", help="reports of this machine's devices on a nonce", epilog=_EPILOG)
+    command = some.add_parser("collect", help="collect reports of this machine's devices on a nonce", epilog=_EPILOG)
     command.add_argument("--cpu", choices=("sev-snp", "sev-snp-vtpm", "tdx", "none"), required=True)
     command.add_argument("--gpus", choices=("nvidia", "none"), required=True)
     command.add_argument("--nonce", type=_octets, required=True, help="64 hexadecimal digits")
     command.set_defaults(run=lambda p: _print_object(devices.collect(p.cpu, p.gpus, p.nonce)))
 
-    command = some.add_parser("show", help="say in words what a file is, and what of it holds", epilog=_EPILOG)
+    command = some.add_parser("show", help="describe a file in words, and what of it is valid", epilog=_EPILOG)
     command.add_argument("file", type=Path, help="a document, report, quote, certificate, manifest, list or policy")
     _add_time(command)
     command.set_defaults(run=lambda p: words.show(read(p.file), _now(p), colour=sys.stdout.isatty()))

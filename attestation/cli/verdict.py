@@ -16,7 +16,7 @@ _GPU = ("architecture", "driver", "vbios", "cc_mode", "rims_checked", "revocatio
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an appraisal ended. `facts` is what it established, for JSON; empty unless accepted."""
+    """How an appraisal ended. `facts` is what it established, for JSON; it is empty unless accepted."""
 
     status: int
     code: str
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def judge(appraise: Callable[[Checks], dict[str, object]]) -> Verdict:
-    """Runs `appraise` and turns its end into a verdict."""
+    """Runs `appraise` and turns its result or error into a verdict."""
     checks = Checks()
     try:
         facts = appraise(checks)

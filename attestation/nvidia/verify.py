@@ -36,18 +36,19 @@ def verify_gpu(
 ) -> GpuFacts:
     """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
-    `chain`: DER, leaf first, five certificates. `rims`: manifests, XML or parsed and not yet verified; those of other
-    products are passed over.
+    `chain`: DER, leaf first, five certificates. `rims`: manifests, as XML or parsed and not yet verified; those of
+    other products are ignored.
 
     1. Structure: report and certificates follow their formats (`EvidenceError`).
     2. Chain: up to the pinned Device Identity CA, all valid at `now`.
     3. Signature: ECDSA P-384 with SHA-384 by the leaf over everything before it.
-    4. Nonce: the request that the GPU answered carried `nonce`.
+    4. Nonce: the request in the report carries `nonce`.
     5. Kind: a GPU, not a switch (`UnsupportedError`).
     6. Firmware: the report's FWID is the certificate's. Drivers 535 and 545 report none; this is noted as not checked.
-    7. Manifests: of this driver and this VBIOS, signed under the pinned root, valid at `now`; and every measurement
-       that they name is the report's. Where one is missing this is noted as not checked, and the other is compared.
-    8. Revocation: NVIDIA's OCSP answers. Where one is missing this is noted as not checked.
+    7. Manifests: those of this driver and this VBIOS are signed under the pinned root and valid at `now`, and the
+       report has every measurement that they name. If one is missing, this is noted as not checked; the other is
+       compared.
+    8. Revocation: NVIDIA's OCSP answers. If one is missing, this is noted as not checked.
     """
     # 1. Structure
     parsed = GpuReport.parse(report)
@@ -68,7 +69,7 @@ def verify_gpu(
     try:
         key.verify(encode_dss_signature(r, s), parsed.signed, _ALGORITHM)
     except InvalidSignature as error:
-        raise _wrong("signature", "the report's signature does not hold for the certificate's key") from error
+        raise _wrong("signature", "the report's signature is invalid for the certificate's key") from error
     checks.ok("gpu.signature", "the GPU's key signed the report")
 
     # 4. Nonce
@@ -83,7 +84,7 @@ def verify_gpu(
     # 6. Firmware
     architecture, fwid = gpu_chain.firmware(certificates[0])
     if parsed.fwid is None:
-        checks.lacks("gpu.fwid", "the driver is too old to report which firmware the GPU runs")
+        checks.lacks("gpu.fwid", "the driver is too old to report the GPU's firmware")
     elif parsed.fwid != fwid:
         raise _wrong("fwid", "the GPU runs another firmware than its certificate is for")
     else:
@@ -91,19 +92,19 @@ def verify_gpu(
 
     # 7. Manifests
     expires = [certificate.not_valid_after_utc for certificate in certificates]
-    # NVIDIA answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
+    # NVIDIA's service answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
     needed = list(pairwise(certificates[1:]))
     manifests = _manifests(parsed, architecture, rims, roots, now, checks)
     matched = 0
     if manifests:
         matched = compare(parsed.measurements, manifests, nvdec0_on=parsed.nvdec0_on)
-        checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name are as they say")
+        checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name agree with the report")
     for rim in manifests:
         needed += pairwise(rim.chain)
         expires.append(rim.valid_until)
     rims_checked = {rim.is_vbios for rim in manifests} == {True, False}
     if not rims_checked:
-        checks.lacks("gpu.rim", "NVIDIA's manifest of the driver or the VBIOS was not given")
+        checks.lacks("gpu.rim", "NVIDIA's manifest of the driver or the VBIOS is missing")
 
     # 8. Revocation
     covered, until = check_ocsp(ocsp, needed, now=now, checks=checks)
@@ -131,7 +132,7 @@ def _manifests(
     now: datetime.datetime,
     checks: Checks,
 ) -> tuple[Rim, ...]:
-    """The manifests of this driver and this VBIOS among `rims`; each that is there has to verify."""
+    """The manifests of this driver and this VBIOS among `rims`, verified."""
     found: dict[bool, Rim] = {}
     for data in rims:
         rim = data if isinstance(data, Rim) else Rim.parse(data)

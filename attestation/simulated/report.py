@@ -1,4 +1,4 @@
-"""The simulated CPU report: format, parsing, signature. No device, no policy.
+"""The simulated CPU report: its format and its verification.
 
 Offset  Size  Field (integers little-endian)
 0x00    32    ASCII "ADYTUM SIMULATED CPU REPORT v001"
@@ -55,7 +55,7 @@ def verify_simulated(
     try:
         key.verify(der, body, ALGORITHM)
     except InvalidSignature as error:
-        raise _wrong("the simulated report's signature does not hold for the certificate's key") from error
+        raise _wrong("the simulated report's signature is invalid for the certificate's key") from error
     checks.ok("simulated.report", "the report is signed by a simulated CPU, which proves nothing about hardware")
     return CpuFacts(PROVIDER, report_data, measurement, key_sha256, issued_at=issued_at)
 
@@ -66,7 +66,7 @@ def _certified_key(der: bytes, now: datetime.datetime) -> tuple[ec.EllipticCurve
         certificate.verify_directly_issued_by(certificate)
     except EvidenceError as error:
         raise _wrong(str(error)) from error
-    except Exception as error:  # A wrong signature, or a key type that the library does not verify.
+    except Exception as error:  # A wrong signature, or a key type that the library cannot verify.
         raise _wrong("the simulated CPU's certificate did not sign itself") from error
     key = certificate.public_key()
     names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]

@@ -31,7 +31,7 @@ FLAGS: Mapping[int, str] = {
     5: "alias_check_complete",
     7: "tio",
 }
-"""Bits of platform_info. One that is not here is shown as `bit6` and refused by nobody: real machines set it."""
+"""Bits of platform_info. An unknown bit is shown as `bit6` and refused by no rule: real machines set one."""
 
 _COMPONENTS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "Milan": (("bootloader", 0), ("tee", 1), ("snp", 6), ("microcode", 7)),
@@ -60,10 +60,10 @@ class SnpReport:
     report_data: bytes
     """64 bytes, the caller's."""
     measurement: bytes
-    """48 bytes: what the guest was launched with."""
+    """48 bytes: the launch measurement."""
     reported_tcb: bytes
     product: str | None
-    """By the CPUID fields. None in version 2, which has none: there the certificate tells."""
+    """From the CPUID fields. None in version 2, which has no such fields: the certificate names the product."""
     chip_id: bytes
     signature: tuple[int, int]
     signed: bytes
@@ -90,14 +90,14 @@ class SnpReport:
             raise EvidenceError(f"an SEV-SNP report has {SIZE} bytes, this one has {len(data)}")
         version, _, policy = struct.unpack_from("<IIQ", data, 0)
         if version not in VERSIONS:
-            raise EvidenceError(f"an SEV-SNP report of version {version}; 2 to 5 are known")
+            raise EvidenceError(f"an SEV-SNP report of version {version}; versions 2 to 5 are supported")
         vmpl, algorithm = struct.unpack_from("<II", data, 0x30)
         if algorithm != _ECDSA_P384_SHA384:
             raise EvidenceError(
                 f"the SEV-SNP report's signature algorithm is {algorithm}, not ECDSA P-384 with SHA-384"
             )
         if vmpl > 3:
-            raise EvidenceError(f"the SEV-SNP report's VMPL is {vmpl}; there are 0 to 3")
+            raise EvidenceError(f"the SEV-SNP report's VMPL is {vmpl}, not 0 to 3")
         if policy & _POLICY_RESERVED or not policy & _POLICY_ONE:
             raise EvidenceError("the SEV-SNP report's guest policy has reserved bits that are not as specified")
         platform_info, signer_info = struct.unpack_from("<QI", data, 0x40)
@@ -106,7 +106,9 @@ class SnpReport:
             raise EvidenceError("the SEV-SNP report's signer information has a value that is not specified")
         for start, end in _reserved(version):
             if any(data[start:end]):
-                raise EvidenceError(f"the SEV-SNP report is not zero where version {version} is reserved (0x{start:x})")
+                raise EvidenceError(
+                    f"the SEV-SNP report has a reserved field that is not zero in version {version} (0x{start:x})"
+                )
         return cls(
             version=version,
             policy=policy,
@@ -139,16 +141,14 @@ def _reserved(version: int) -> tuple[tuple[int, int], ...]:
 
 
 def _product(family: int, model: int) -> str:
-    """The product line whose certificates apply (Siena and Bergamo use Genoa's)."""
+    """The product line whose certificates apply (Siena and Bergamo use Genoa's). Raises `EvidenceError`."""
     if family == 0x19 and model <= 0x0F:
         return "Milan"
     if family == 0x19 and (0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF):
         return "Genoa"
     if family == 0x1A and model <= 0x11:
         return "Turin"
-    raise EvidenceError(
-        f"the SEV-SNP report is of a processor that is not known: family 0x{family:x}, model 0x{model:x}"
-    )
+    raise EvidenceError(f"the SEV-SNP report is from an unknown processor: family 0x{family:x}, model 0x{model:x}")
 
 
 def _scalar(field: bytes) -> int:

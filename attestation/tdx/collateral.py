@@ -1,4 +1,4 @@
-"""Appraisal of a quote against Intel's collateral, by `dcap-qvl` (the extra `tdx`). Pure: everything is an argument.
+"""Appraisal of a quote against Intel's collateral, by `dcap-qvl` (the extra `tdx`). Pure.
 
 The collateral is one JSON object with nine strings, as Intel's caching services and `dcap-qvl` write it: TCB info, QE
 identity, two CRLs, and the signatures and issuer chains of these; the binary ones are in hexadecimal.
@@ -16,7 +16,7 @@ from adytum.attestation.tdx.quote import TdxQuote
 _TEXTS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain", "qe_identity")
 _OCTETS = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
 _UNNEEDED = frozenset({"pck_certificate_chain"})
-"""Some services add it. The chain is in the quote, and a second one must not stand in for it."""
+"""Some services add it. The quote has the chain, and a second one must not replace it."""
 
 
 def appraise(
@@ -59,9 +59,9 @@ def appraise(
         same = (seen["mr_td"], seen["report_data"]) == (quote.td.mrtd.hex(), quote.td.report_data.hex())
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # A panic of the Rust code is no Exception.
-        raise _wrong(f"the collateral does not carry the quote at {now:%Y-%m-%d}: {_words(error)}") from error
-    # The library parses the quote by itself; what it appraised has to be what was parsed here.
+    except BaseException as error:  # A panic of the Rust code is not an Exception.
+        raise _wrong(f"the collateral does not support the quote on {now:%Y-%m-%d}: {_words(error)}") from error
+    # The library parses the quote by itself: it has to have appraised the quote that was parsed here.
     if not same:
         raise _wrong("the appraisal is about another quote")
     return facts, valid_until
@@ -87,7 +87,7 @@ def _fields(collateral: bytes, limits: Limits) -> dict[str, str | bytes]:
 
 
 def _words(error: BaseException) -> str:
-    """The library's reason, in one line that cannot steer a terminal."""
+    """The library's reason, in one line that cannot control a terminal."""
     return "".join(letter if " " <= letter <= "~" else " " for letter in str(error))[:200]
 
 

@@ -1,4 +1,4 @@
-"""The TDX quote: format and parsing. Nothing is believed here; `adytum.attestation.tdx.verify` does that.
+"""The TDX quote: format and parsing. `adytum.attestation.tdx.verify` verifies it.
 
 Layout, integers little-endian (Intel TDX DCAP Quoting Library API, appendix A.3, "Version 4 and 5 Quote Format"):
 
@@ -9,7 +9,7 @@ Body, 584 bytes, 648 for TDX 1.5: see `_BODY`.
 Signature data length u32, then the signature data: signature[64], attestation key[64], certification data type u16 = 6
 and size u32, and in it: QE report[384], its signature[64], authentication data size u16 and data, certification data
 type u16 = 5 and size u32, and in it the PCK certificate chain in PEM, leaf first.
-Whatever buffer the quote came in may end in zero bytes.
+The buffer that the quote came in may end with zero bytes.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _MIGRATABLE = 1 << 29
 
 @dataclass(frozen=True)
 class TdReport:
-    """What a quote says about a trust domain, as far as it is needed. The registers have 48 bytes each."""
+    """The fields of a quote about its trust domain that are needed. The registers have 48 bytes each."""
 
     tee_tcb_svn: bytes
     """16 bytes: the versions of the TDX module and what loads it."""
@@ -49,9 +49,9 @@ class TdReport:
     td_attributes: int
     xfam: int
     mrtd: bytes
-    """What the domain was built from, the firmware."""
+    """What the domain was built from: the firmware."""
     rtmr: tuple[bytes, bytes, bytes, bytes]
-    """What ran since, extended by the firmware (0), the boot loader and kernel (1, 2) and programs (3)."""
+    """What ran since, measured by the firmware (0), the boot loader and kernel (1, 2) and programs (3)."""
     report_data: bytes
     """The 64 bytes that the domain asked to have signed."""
     tee_tcb_svn2: bytes | None
@@ -61,8 +61,8 @@ class TdReport:
 
     @property
     def debug(self) -> bool:
-        """Whether any bit of the attributes' lowest byte (TUD, TD under debug) is set: such a domain keeps nothing
-        secret from its host (Intel TDX Module ABI, ATTRIBUTES)."""
+        """Whether any bit of the attributes' lowest byte (TUD, TD under debug) is set: such a domain has no
+        secrets from its host (Intel TDX Module ABI, ATTRIBUTES)."""
         return bool(self.td_attributes & _UNDER_DEBUG)
 
     @property
@@ -72,13 +72,13 @@ class TdReport:
 
     @property
     def measurement(self) -> bytes:
-        """SHA-384 of MRTD and RTMR 0 to 3: all that was measured, in one value of 48 bytes."""
+        """SHA-384 of MRTD and RTMR 0 to 3: all measurements in one value of 48 bytes."""
         return hashlib.sha384(b"".join((self.mrtd, *self.rtmr))).digest()
 
 
 @dataclass(frozen=True)
 class QeReport:
-    """The quoting enclave's own SGX report, as far as it is checked."""
+    """The quoting enclave's own SGX report: the fields that are checked."""
 
     misc_select: int
     attributes: bytes
@@ -91,7 +91,7 @@ class QeReport:
 
 @dataclass(frozen=True)
 class TdxQuote:
-    """One quote, read and not yet believed."""
+    """One quote, parsed and not yet verified."""
 
     encoded: bytes
     """The quote without the zero bytes after it."""
@@ -165,7 +165,7 @@ class TdxQuote:
 
 
 def _certification(outer: Reader, wanted: int) -> Reader:
-    """Certification data of the type `wanted`, which has to end what it is in."""
+    """Certification data of the type `wanted`, which has to be the last field of `outer`."""
     if (kind := outer.integer(2)) != wanted:
         raise _unsupported(f"certification data of type {kind} in place of type {wanted}")
     name = f"the quote's certification data of type {wanted}"

@@ -1,4 +1,4 @@
-"""Verifies a TDX quote: with `cryptography` alone up to the pinned root, and with Intel's collateral where given."""
+"""Verifies a TDX quote: with `cryptography` up to the pinned root, and with Intel's collateral if there is any."""
 
 import datetime
 import hashlib
@@ -19,13 +19,13 @@ from adytum.attestation.tdx.quote import INTEL, QeReport, TdxQuote
 
 PROVIDER = "tdx"
 QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
-"""MRSIGNER of Intel's enclaves that quote trust domains, as Intel's QE identity (TD_QE) gives it."""
+"""MRSIGNER of Intel's enclaves that quote trust domains, as in Intel's QE identity (TD_QE)."""
 _QE_PRODUCT = 2
 _QE_ATTRIBUTES = bytes.fromhex("11000000000000000000000000000000")
 """INIT and PROVISION_KEY, and no DEBUG."""
 _QE_ATTRIBUTES_MASK = bytes.fromhex("fbffffffffffffff0000000000000000")
 _SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
-"""What Intel adds to the certificates of provisioning keys (Intel SGX PCK Certificate Specification, 1.3.5)."""
+"""Intel's extension of certificates of provisioning keys (Intel SGX PCK Certificate Specification, 1.3.5)."""
 
 
 def verify_tdx(
@@ -37,15 +37,15 @@ def verify_tdx(
     2. Chain: the PCK certificate chains to a key among `roots` (SHA-256 of SubjectPublicKeyInfo), and is one of a
        provisioning key.
     3. Quoting enclave: the PCK signed its report, and the enclave is Intel's for trust domains, not in debug mode.
-       Any enclave of the machine's owner could have got a signed report; only that one is known to quote honestly.
+       Any enclave of the machine's owner can obtain a signed report; only Intel's is known to quote honestly.
     4. Attestation key: the enclave's report carries its hash.
     5. Quote: the attestation key signed header and body.
     6. Module: the TDX module is Intel's production one.
-    7. Collateral, where given: TCB level, quoting enclave's version, revocation and advisories, by `dcap-qvl`, under
-       the same root. It refuses domains in debug mode. Where not given, the status is None and
-       `revocation_checked` False, for a policy to refuse.
+    7. Collateral: TCB level, quoting enclave's version, revocation and advisories, by `dcap-qvl`, under the same root.
+       The library refuses domains in debug mode. Without collateral the status is None and `revocation_checked` is
+       False, for a policy to refuse.
 
-    The report data is only shown: what it has to be is the caller's to compare.
+    The caller compares the report data.
     """
     # 1. Structure
     parsed = TdxQuote.parse(quote)
@@ -77,7 +77,7 @@ def verify_tdx(
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + parsed.attestation_key)
     except ValueError as error:
-        raise _wrong("attestation_key", "the attestation key is no point of P-256") from error
+        raise _wrong("attestation_key", "the attestation key is not a point of P-256") from error
     _verify(key, parsed.signature, parsed.signed, "signature", "the quote", "the attestation key")
     checks.ok("tdx.signature", "the attestation key signed the quote")
 
@@ -91,7 +91,7 @@ def verify_tdx(
     if collateral is None:
         checks.lacks(
             "tdx.collateral",
-            "no collateral was given: whether the platform's firmware is up to date, and whether its certificate was "
+            "there is no collateral: whether the platform's firmware is up to date, and whether its certificate was "
             "revoked, is not known",
         )
         status = TdxFacts()

@@ -71,16 +71,16 @@ def verify(
 
     1. Structure: the document and the claims in it follow the format, version 1, in canonical form and within the
        limits (`EvidenceError`).
-    2. Nonce: its inclusion proof leads to the root that the document gives.
+    2. Nonce: its inclusion proof leads to the root in the document.
     3. CPU report: by the provider's own rules (`snp.verify`, `vtpm.verify`, `tdx.verify`, `simulated.report`): its
        structure, its certificates up to a pinned root, its signature. An unknown provider is refused.
     4. Binding: the report carries SHA-512 over the nonce root, the claims and the GPU evidence, as received.
-    5. GPU: each GPU's report in the bundle, by `nvidia.verify`, on the nonce that derives from root and claims; and the
-       mode that the claims speak of is the one that every GPU is in.
-    6. Policy: each of its rules accepts what steps 1 to 5 established (`PolicyError`). Last, so that a policy judges
-       only what is signed.
+    5. GPU: each GPU's report in the bundle, by `nvidia.verify`, on the nonce that derives from root and claims. Every
+       GPU is in the mode that the claims state.
+    6. Policy: each of its rules accepts the facts that steps 1 to 5 established (`PolicyError`). It comes last, so that
+       a policy judges only what is signed.
 
-    `now` needs a time zone (`ValueError`). `checks` is filled as far as verification comes, also where it raises.
+    `now` needs a time zone (`ValueError`). `checks` is filled as far as verification comes, also if it raises.
     """
     if now.tzinfo is None:
         raise ValueError("now has no time zone; use datetime.now(UTC)")
@@ -124,9 +124,9 @@ def verify(
 def establish(
     evidence: Evidence, claims: Claims, *, trust: TrustRoots, now: datetime.datetime, checks: Checks
 ) -> Facts:
-    """Steps 3 to 5: what the hardware signed, for nobody's nonce and by nobody's policy. Raises `AttestationError`.
+    """Steps 3 to 5: what the hardware signed, without a client's nonce or policy. Raises `AttestationError`.
 
-    By itself it proves nothing to a client: `verify` does.
+    By itself this proves nothing to a client: `verify` does.
     """
     # 3. CPU report
     proof = evidence.nonces
@@ -144,7 +144,7 @@ def establish(
     # 5. GPU
     gpus: tuple[GpuFacts, ...] = ()
     if evidence.gpu != NO_GPUS:
-        # Here, so that evidence without GPUs is verified without lxml.
+        # Imported here, so that evidence without GPUs is verified without lxml.
         from adytum.attestation.nvidia.bundle import verify_bundle
 
         gpus = verify_bundle(
@@ -157,7 +157,7 @@ def establish(
             ocsp=evidence.collateral.ocsp,
         )
     _check_mode(claims, gpus)
-    checks.ok("gpu.mode", f"the claims' confidential-computing mode, {claims.cc_mode}, is what the GPUs' evidence says")
+    checks.ok("gpu.mode", f"the claims' confidential-computing mode, {claims.cc_mode}, is that of the GPUs' evidence")
     return Facts(cpu, gpus, claims, now.timestamp())
 
 
@@ -166,13 +166,13 @@ def _check_mode(claims: Claims, gpus: tuple[GpuFacts, ...]) -> None:
         raise VerificationError(
             Step.GPU,
             "gpu.absent",
-            f"the claims say that the GPUs' mode is {claims.cc_mode}, and there is no GPU evidence for it",
+            f"the claims state the GPUs' mode {claims.cc_mode}, and there is no GPU evidence for it",
         )
-    # "off" without evidence is a GPU that cannot attest; the policy's `cc_mode` and `gpu` judge it.
+    # "off" without evidence is a GPU that cannot attest. The policy's `cc_mode` and `gpu` judge that.
     for gpu in gpus:
         if gpu.cc_mode != claims.cc_mode:
             raise VerificationError(
                 Step.GPU,
                 "gpu.mode",
-                f"the claims say that the GPUs' mode is {claims.cc_mode}, and a GPU's state says {gpu.cc_mode}",
+                f"the claims state the GPUs' mode {claims.cc_mode}, and a GPU is in the mode {gpu.cc_mode}",
             )

@@ -14,7 +14,7 @@ _SECONDS = 30.0
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Evidence of another server than the one named would be about that other server."""
+    """A redirect would fetch another server's evidence."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
@@ -38,7 +38,9 @@ def fetch_document(url: str, nonce: bytes) -> bytes:
             while part := answer.read1(65536):
                 document += part
                 if len(document) > LIMITS.document:
-                    raise FetchError(f"the answer is larger than {LIMITS.document} bytes, no evidence document is")
+                    raise FetchError(
+                        f"the answer is larger than {LIMITS.document} bytes, the limit of an evidence document"
+                    )
                 if time.monotonic() > deadline:
                     raise FetchError(f"the answer took more than {_SECONDS:.0f} s")
     except urllib.error.HTTPError as error:

@@ -1,7 +1,7 @@
-"""A policy from a backend's evidence: what it shows today is what is accepted from now on.
+"""A policy from a backend's evidence: it accepts from now on what the backend shows today.
 
-Trust on first use. That the evidence holds is verified; that this is the backend, the release and the machine that
-somebody means to trust is for that person to compare before using the file.
+This is trust on first use. The evidence is verified; before using the file, its user has to compare whether this is the
+backend, the release and the machine to trust.
 """
 
 import datetime
@@ -18,7 +18,9 @@ from adytum.attestation.verifier.document import VerifiedEvidence, verify
 def policy_from(
     document: bytes, *, nonce: bytes, trust: TrustRoots, now: datetime.datetime, checks: Checks
 ) -> tuple[Policy, VerifiedEvidence]:
-    """Verifies a document by its own word for what it is, and pins what it shows. Raises `AttestationError`."""
+    """Verifies a document as the provider and mode that it claims, and pins what it shows.
+
+    Raises `AttestationError`."""
     evidence = Evidence.parse(document)
     claims = Claims.parse(evidence.claims)
     lenient = Policy.self_check(evidence.cpu.provider, claims.cc_mode, evidence.gpu != NO_GPUS)
@@ -27,9 +29,9 @@ def policy_from(
 
 
 def pin(verified: VerifiedEvidence) -> Policy:
-    """Accepts this provider, measurement, configuration and models, and this firmware and these GPUs' or newer.
+    """Accepts this provider, measurement, configuration and models, and this firmware, driver and VBIOS or newer ones.
 
-    Chips, replica, TLS key and software version are left open: they change without changing what runs.
+    Chips, replica, TLS key and software version are not pinned: they change without changing what runs.
     """
     cpu, gpus, claims = verified.facts.cpu, verified.facts.gpus, verified.claims
     base = Policy.self_check(cpu.provider, claims.cc_mode, bool(gpus))

@@ -1,4 +1,4 @@
-"""The quote of a TPM 2.0: parsing and verification. No device, and no policy on what the registers should be.
+"""The quote of a TPM 2.0: parsing and verification. What the registers should be is a matter of policy.
 
 TPMS_ATTEST, integers big-endian (TCG, TPM 2.0 Library Part 2, 10.12.8): magic u32 = TPM_GENERATED, type u16, the
 signer's name (u16 size, bytes), extra data (u16 size, bytes), clock information (clock u64, resets u32, restarts u32,
@@ -32,14 +32,14 @@ _SELECTIONS = 16
 
 @dataclass(frozen=True)
 class TpmQuote:
-    """A quote's message, read and not yet believed."""
+    """A quote's message, parsed and not yet verified."""
 
     signer: bytes
-    """The name of the key, a hash over its public area and its parents'. Only shown: the key is known otherwise."""
+    """The key's name: a hash over its public area and its parents'. Not checked: the runtime data names the key."""
     qualifying_data: bytes
-    """What the caller asked to have signed."""
+    """The caller's data, which the TPM signs."""
     clock: int
-    """Milliseconds that the TPM has run."""
+    """Milliseconds of the TPM's running time."""
     resets: int
     restarts: int
     safe: bool
@@ -56,7 +56,7 @@ class TpmQuote:
         rest = Reader(message, "the TPM's quote", order="big")
         magic, kind = rest.unpack(">IH")
         if magic != _GENERATED:
-            raise EvidenceError("the message does not begin as what a TPM makes and signs does")
+            raise EvidenceError("the message does not begin like one that a TPM made")
         if kind != _QUOTE:
             raise EvidenceError(f"the message is of type {kind:#06x} and not a quote (0x8018)")
         signer, qualifying_data = rest.sized(2), rest.sized(2)
@@ -86,10 +86,10 @@ def verify_quote(
     1. Structure: the message is a quote (`EvidenceError`).
     2. Signature: RSASSA-PKCS1v15 with SHA-256 by `key`. A TPM's restricted key signs such a message only if the TPM
        made it.
-    3. Selection: all registers are in it, so that none can be shown that was not quoted.
+    3. Selection: the quote covers all registers, so no unquoted register can be presented.
     4. Registers: their hash is the quote's digest.
 
-    The qualifying data is only shown: what it has to be is the caller's to compare.
+    The caller compares the qualifying data.
     """
     # 1. Structure
     quote = TpmQuote.parse(message)

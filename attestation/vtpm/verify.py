@@ -27,17 +27,17 @@ def verify_vtpm(
 
     1. Structure: the four parts, and the paravisor's report in them (`EvidenceError`, `UnsupportedError`).
     2. SNP: the embedded report, by `verify_snp` with `certificates`, `ark` and `crls`.
-    3. Runtime data: the SNP report was asked for at VMPL 0, where only the paravisor runs, and its report data is the
-       hash of the runtime data. At another level the guest could have asked, with runtime data of its own making.
-    4. Quote: the attestation key named in the runtime data signed it, over all registers, and they are those given.
+    3. Runtime data: the SNP report was requested at VMPL 0, where only the paravisor runs, and its report data is the
+       hash of the runtime data. At another level the guest could have requested it for runtime data of its own making.
+    4. Quote: the attestation key named in the runtime data signed it, over all registers, and they are those presented.
     5. User data: the runtime data has the 64 bytes that the guest wrote.
-    6. Qualifying data: the quote carries the SHA-256 of these. So the registers are as fresh as the SNP report.
+    6. Qualifying data: the quote carries the SHA-256 of these bytes. So the registers are as fresh as the SNP report.
     """
     # 1. Structure
     parts = VtpmReport.parse(report)
     hcl = HclReport.parse(parts.hcl)
     if hcl.encoded != parts.hcl:
-        raise EvidenceError("the paravisor's report travels with bytes after its end")
+        raise EvidenceError("the paravisor's report has bytes after its end")
     checks.ok("vtpm.structure", "the paravisor's report follows its format")
 
     # 2. SNP
@@ -45,7 +45,7 @@ def verify_vtpm(
 
     # 3. Runtime data
     if (vmpl := SnpReport.parse(hcl.snp_report).vmpl) != 0:
-        raise _wrong("vmpl", f"the SNP report was asked for at VMPL {vmpl}, so not by the paravisor")
+        raise _wrong("vmpl", f"the SNP report was requested at VMPL {vmpl}, so not by the paravisor")
     if snp.report_data != hcl.report_data:
         raise _wrong("runtime_data", "the runtime data is not what the SNP report was made for")
     checks.ok("vtpm.runtime_data", "the hardware signed the paravisor's runtime data, which names the TPM's key")

@@ -50,7 +50,7 @@ def test_a_vendor_that_limits_or_is_away_is_left_alone_as_a_whole(case: Case, mo
     case.cache.refresh()
     assert len(case.paths) == 1
     for product in ("Milan", "Genoa", "Turin"):
-        assert "has not given it yet" not in missing(lambda product=product: case.cache.amd_crl(product))
+        assert "has not answered yet" not in missing(lambda product=product: case.cache.amd_crl(product))
     case.wait(MINUTE)
     assert len(case.paths) == 2  # Another one: it has failed less often.
     assert case.paths[0] != case.paths[1]
@@ -222,7 +222,7 @@ def test_failures_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
     ],
 )
 def test_addresses_that_are_not_asked(url: str) -> None:
-    with pytest.raises(FetchFailed, match="not one that can be asked"):
+    with pytest.raises(FetchFailed, match="address cannot be used"):
         https(Request(url))
     cache = VendorCache(https, Clock(), amd=url.removesuffix("/x"))
     missing(lambda: cache.amd_crl("Milan"))

@@ -181,7 +181,7 @@ def test_the_name_of_a_manifest_stays_a_name(case: Case) -> None:
 def test_a_getter_never_fetches_and_a_refresh_does_once(case: Case, name: str) -> None:
     _, get = GETTERS[name]
     for _ in range(3):
-        assert "has not given it yet" in missing(lambda: get(case.cache))
+        assert "has not answered yet" in missing(lambda: get(case.cache))
     assert case.paths == []
     case.cache.refresh()
     asked = len(case.paths)
@@ -222,7 +222,7 @@ def test_what_names_no_end_is_not_kept(case: Case) -> None:
     for get in (lambda: case.cache.ocsp(ocsp_der()), lambda: case.cache.amd_crl("Milan")):
         missing(get)
         case.cache.refresh()
-        assert "without an end" in missing(get)
+        assert "without an expiry" in missing(get)
 
 
 def without_next_update(crl: bytes) -> bytes:

@@ -174,9 +174,9 @@ def test_signatures_that_cannot_be(signature: bytes) -> None:
 def test_the_last_96_bytes_are_not_the_signature() -> None:
     """Someone who writes his own report and puts a true one's end behind it."""
     true = GPU.report(NONCE)
-    with pytest.raises(EvidenceError, match="behind its signature"):
+    with pytest.raises(EvidenceError, match="after its signature"):
         verified(FakeGpu(OTHER).report(NONCE) + true, GPU.chain)
-    with pytest.raises(EvidenceError, match="behind its signature"):
+    with pytest.raises(EvidenceError, match="after its signature"):
         verified(true + true[-96:], GPU.chain)
 
 

@@ -90,7 +90,7 @@ def test_through_configfs_below_a_service_module(tmp_path: Path) -> None:
     [
         (lambda inblob, level: genoa(b"o" * 64, level), "other report data"),
         (lambda inblob, level: genoa(inblob, level)[:-1], "1184 bytes, this one has 1183"),
-        (lambda inblob, level: b"no report", "no evidence that can be used"),
+        (lambda inblob, level: b"no report", "no usable evidence"),
     ],
 )
 def test_reports_that_cannot_be_used(make: Any, words: str, tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_a_busy_host_is_asked_again_later(guest: Callable[..., SevSnp]) -> None:
         (FakeGuest(GENOA, FULL, kernel_error=errno.EIO), "Input/output error; firmware error 0x0"),
         (FakeGuest(GENOA, FULL, kernel_error=errno.ENOTTY), "restarted"),
         (FakeGuest(GENOA, FULL, status=0x16), "status 0x16 .*configfs-tsm"),
-        (FakeGuest(GENOA, FULL, always_too_small=True), "asked without"),
-        (FakeGuest(GENOA, b"\1" * 50), "no evidence that can be used"),
+        (FakeGuest(GENOA, FULL, always_too_small=True), "requested without"),
+        (FakeGuest(GENOA, b"\1" * 50), "no usable evidence"),
     ],
 )
 def test_failures_say_what_failed(fake: FakeGuest, words: str, guest: Callable[..., SevSnp]) -> None:
