@@ -98,7 +98,7 @@ def verify_tdx(
     else:
         status, until = appraise(quote, parsed, collateral, root=chain[-1].public_bytes(Encoding.DER), now=now)
         valid_until = min(valid_until, until)
-        checks.ok("tdx.collateral", f"Intel's collateral, valid at this time, gives the platform {status.status}")
+        checks.ok("tdx.collateral", f"Intel's collateral, valid at this time, rates the platform {status.status}")
     return CpuFacts(
         provider=PROVIDER,
         report_data=parsed.td.report_data,
