@@ -1,92 +1,41 @@
-"""What the command line does: each command appraises what it is given and returns a verdict."""
+"""What each command does: it appraises what it is given and returns a verdict."""
 
 import datetime
-import http.client
 import os
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from adytum.attestation.core import strict
+from adytum.attestation.cli.verdict import Verdict, cpu_facts, document_facts, judge
 from adytum.attestation.core.certificates import load, load_all
 from adytum.attestation.core.checks import Checks
-from adytum.attestation.core.errors import EvidenceError, PolicyError, UnsupportedError, VerificationError
+from adytum.attestation.core.errors import EvidenceError
 from adytum.attestation.core.limits import LIMITS
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.binding import NONCE_SIZE
 from adytum.attestation.document.evidence import Collateral, CpuEvidence
+from adytum.attestation.document.facts import CpuFacts, Facts
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.policy.rules import Facts, GpuFacts
-from adytum.attestation.verify.cpu import CpuAppraisal, appraise_cpu
-from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.cpu import verify_cpu
+from adytum.attestation.verifier.document import verify
+from adytum.attestation.verifier.fetch import fetch_document
 
-ACCEPTED, REJECTED, UNSUPPORTED, MALFORMED = 0, 10, 20, 30
-_RESULTS = {ACCEPTED: "accepted", REJECTED: "rejected", UNSUPPORTED: "unsupported", MALFORMED: "malformed"}
-_FETCH_SECONDS = 30.0
 _PEM = b"-----BEGIN"
+_NO_CPU = CpuFacts("none", report_data=b"", measurement=b"", key_sha256=b"")
+"""For the rules about GPUs, which judge a GPU's report by itself."""
 
 
 class Unusable(Exception):
-    """The command cannot be carried out as given."""
-
-
-class NotFetched(Exception):
-    """There is no document to judge."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an appraisal ended. `facts` is what it established, for JSON; empty unless accepted."""
-
-    status: int
-    code: str
-    reason: str
-    checks: Checks
-    facts: dict[str, object]
-
-    @property
-    def result(self) -> str:
-        """accepted, rejected, unsupported or malformed."""
-        return _RESULTS[self.status]
-
-    def as_json(self) -> dict[str, object]:
-        """The object that the command line prints."""
-        return {
-            "result": self.result,
-            "code": self.code,
-            "reason": self.reason,
-            "checks": [{"code": check.code, "says": check.says} for check in self.checks.passed],
-            "not_checked": [{"code": check.code, "says": check.says} for check in self.checks.not_given],
-            "evidence": self.facts,
-        }
-
-
-def judge(appraise: Callable[[Checks], dict[str, object]]) -> Verdict:
-    """Runs `appraise` and turns its end into a verdict."""
-    checks = Checks()
-    try:
-        facts = appraise(checks)
-    except EvidenceError as error:
-        return Verdict(MALFORMED, error.code, str(error), checks, {})
-    except UnsupportedError as error:
-        return Verdict(UNSUPPORTED, error.code, str(error), checks, {})
-    except (VerificationError, PolicyError) as error:
-        return Verdict(REJECTED, error.code, str(error), checks, {})
-    return Verdict(ACCEPTED, "accepted", "", checks, facts)
+    """The command cannot be carried out as it was given."""
 
 
 def verify_document(
     document: bytes, nonce: bytes, policy: Path, now: datetime.datetime, simulated: frozenset[bytes] | None
 ) -> Verdict:
-    """A whole document, for the client that chose the nonce."""
+    """Verifies a whole document for the client that chose the nonce. Raises `PolicyFileError`."""
     rules = Policy.from_toml(policy)
 
     def appraise(checks: Checks) -> dict[str, object]:
@@ -97,10 +46,12 @@ def verify_document(
 
 
 def fetch(url: str, policy: Path, out: Path | None, simulated: frozenset[bytes] | None) -> Verdict:
-    """A backend's evidence on a fresh nonce. Raises `NotFetched`, `Unusable`."""
-    Policy.from_toml(policy)  # A bad policy is told before a backend is asked.
+    """Fetches a backend's evidence on a fresh nonce, and verifies it.
+
+    Raises `FetchError`, `PolicyFileError`, `Unusable`."""
+    Policy.from_toml(policy)  # A bad policy is reported before the backend is asked.
     nonce = os.urandom(NONCE_SIZE)
-    document = download(url, nonce)
+    document = fetch_document(url, nonce)
     if out is not None:
         try:
             out.write_bytes(document)
@@ -113,24 +64,24 @@ def fetch(url: str, policy: Path, out: Path | None, simulated: frozenset[bytes] 
 def snp(
     report: bytes, vek: bytes, chain: bytes, crl: bytes | None, policy: Path | None, now: datetime.datetime
 ) -> Verdict:
-    """An SEV-SNP report by itself. Without a policy: debugging and migration have to be off."""
+    """Verifies an SEV-SNP report by itself. Without a policy, debugging and migration have to be off."""
 
     def appraise(checks: Checks) -> dict[str, object]:
         certificates = (*load_all(vek, "the VEK"), *load_all(chain, "the chain"))
         evidence = CpuEvidence("sev-snp", _bare(report), tuple(c.public_bytes(Encoding.DER) for c in certificates))
         collateral = Collateral(crls=() if crl is None else (_crl(crl),))
-        found = appraise_cpu(evidence, collateral, trust=TrustRoots(), now=now, checks=checks)
+        found = verify_cpu(evidence, collateral, trust=TrustRoots(), now=now, checks=checks)
         return _cpu(found, policy, now, checks)
 
     return judge(appraise)
 
 
 def tdx(quote: bytes, collateral: bytes | None, policy: Path | None, now: datetime.datetime) -> Verdict:
-    """A TDX quote by itself. Without a policy: debugging and migration have to be off."""
+    """Verifies a TDX quote by itself. Without a policy, debugging and migration have to be off."""
 
     def appraise(checks: Checks) -> dict[str, object]:
         evidence = CpuEvidence("tdx", quote, ())
-        found = appraise_cpu(evidence, Collateral(tdx=collateral), trust=TrustRoots(), now=now, checks=checks)
+        found = verify_cpu(evidence, Collateral(tdx=collateral), trust=TrustRoots(), now=now, checks=checks)
         return _cpu(found, policy, now, checks)
 
     return judge(appraise)
@@ -146,7 +97,7 @@ def gpu(
     policy: Path | None,
     now: datetime.datetime,
 ) -> Verdict:
-    """A GPU's report by itself. Its confidential-computing mode is not in it: only a whole document can say that."""
+    """Verifies a GPU's report by itself. It does not contain the confidential-computing mode; only a document does."""
     from adytum.attestation.nvidia.nras import check_devices, verify_nras
     from adytum.attestation.nvidia.verify import verify_gpu
 
@@ -158,24 +109,16 @@ def gpu(
         if nras is not None:
             verdict = verify_nras(*nras, nonce=nonce, now=now, checks=checks)
             check_devices(verdict, [load(certificates[0], "the GPU's certificate")], checks)
-        checks.lacks("gpu.cc_mode", "a report by itself does not say whether confidential computing is on")
-        gpu_facts = GpuFacts(
-            found.architecture,
-            found.driver_version,
-            found.vbios_version,
-            "none",
-            rims_checked=found.rims_checked,
-            revocation_checked=found.revocation_checked,
-        )
+        checks.lacks("gpu.cc_mode", "a report by itself does not state whether confidential computing is on")
         if policy is not None:
-            Policy.from_toml(policy).evaluate_gpus(_facts(None, now, gpus=(gpu_facts,)))
+            Policy.from_toml(policy).evaluate_gpus(Facts(_NO_CPU, (found,), None, now.timestamp()))
             checks.ok("policy", "the policy's rules about GPUs accept it")
         else:
-            checks.lacks("policy", "no policy was given")
+            checks.lacks("policy", "there is no policy")
         return {
             "architecture": found.architecture,
-            "driver": found.driver_version,
-            "vbios": found.vbios_version,
+            "driver": found.driver,
+            "vbios": found.vbios,
             "key_sha256": found.key_sha256.hex(),
             "measurements_matched": found.measurements_matched,
             "rims_checked": found.rims_checked,
@@ -187,7 +130,7 @@ def gpu(
 
 
 def read(path: Path) -> bytes:
-    """A file, up to the size of the largest thing that any command reads. Raises `Unusable`."""
+    """A file's content, up to the largest size that any command reads. Raises `Unusable`."""
     try:
         with path.open("rb") as file:
             return file.read(LIMITS.document + 1)
@@ -195,36 +138,8 @@ def read(path: Path) -> bytes:
         raise Unusable(f"{path} cannot be read: {error}") from error
 
 
-def document_facts(verified: VerifiedEvidence) -> dict[str, object]:
-    """What a verified document establishes, for JSON."""
-    claims = verified.claims
-    return {
-        **_cpu_facts(verified.facts, verified.cpu_key_sha256),
-        "document_sha256": verified.document_sha256.hex(),
-        "verified_at": verified.verified_at.isoformat(timespec="seconds"),
-        "valid_until": verified.valid_until and verified.valid_until.isoformat(),
-        "gpus": [vars(gpu) for gpu in verified.facts.gpus],
-        "replica": claims.replica,
-        "gateway_path": claims.gateway_path,
-        "key_configurations": strict.base64_text(claims.key_configurations),
-        "keys_expire_at": claims.keys_expire_at,
-        "receipt_key": claims.receipt_key.hex(),
-        "tls_spki_sha256": claims.tls_spki_sha256 and claims.tls_spki_sha256.hex(),
-        "models": [
-            {"id": m.id, "task": m.task, "aliases": list(m.aliases), "weights_root": m.weights_root.hex()}
-            for m in claims.models
-        ],
-        "configuration_sha256": claims.configuration_sha256.hex(),
-        "padding": claims.padding,
-        "sandbox": claims.sandbox,
-        "software_version": claims.software_version,
-        "cc_mode": claims.cc_mode,
-        "issued_at": claims.issued_at,
-    }
-
-
-def _cpu(found: CpuAppraisal, policy: Path | None, now: datetime.datetime, checks: Checks) -> dict[str, object]:
-    facts = _facts(found, now)
+def _cpu(found: CpuFacts, policy: Path | None, now: datetime.datetime, checks: Checks) -> dict[str, object]:
+    facts = Facts(found, (), None, now.timestamp())
     if policy is not None:
         Policy.from_toml(policy).evaluate_cpu(facts)
         checks.ok("policy", "the policy's rules about CPUs accept it")
@@ -234,49 +149,8 @@ def _cpu(found: CpuAppraisal, policy: Path | None, now: datetime.datetime, check
         checks.ok("policy.debug", "debugging is off: the host cannot read the guest")
         default.migration.check(facts)
         checks.ok("policy.migration", "no migration agent may move the guest")
-        checks.lacks("policy", "no policy was given: measurement, firmware level and all else were not judged")
-    return {**_cpu_facts(facts, found.key_sha256), "report_data": found.report_data.hex()}
-
-
-def _facts(cpu: CpuAppraisal | None, now: datetime.datetime, gpus: tuple[GpuFacts, ...] = ()) -> Facts:
-    return Facts(
-        provider="none" if cpu is None else cpu.provider,
-        measurement=b"" if cpu is None else cpu.measurement,
-        claims=None,
-        signed_at=(),
-        now=now.timestamp(),
-        debug=cpu is not None and cpu.debug,
-        migration=cpu is not None and cpu.migration,
-        cpu_revocation_checked=None if cpu is None else cpu.revocation_checked,
-        snp=None if cpu is None else cpu.snp,
-        tdx=None if cpu is None else cpu.tdx,
-        pcrs=None if cpu is None else cpu.pcrs,
-        gpus=gpus,
-    )
-
-
-def _cpu_facts(facts: Facts, key_sha256: bytes) -> dict[str, object]:
-    found: dict[str, object] = {
-        "provider": facts.provider,
-        "measurement": facts.measurement.hex(),
-        "cpu_key_sha256": key_sha256.hex(),
-        "debug": facts.debug,
-        "migration": facts.migration,
-        "cpu_revocation_checked": facts.cpu_revocation_checked,
-    }
-    if facts.snp is not None:
-        found["snp"] = {
-            "product": facts.snp.product,
-            "tcb": dict(facts.snp.tcb),
-            "vmpl": facts.snp.vmpl,
-            "flags": sorted(facts.snp.flags),
-            "chip_id": facts.snp.chip_id.hex(),
-        }
-    if facts.tdx is not None:
-        found["tdx"] = {"status": facts.tdx.status}
-    if facts.pcrs is not None:
-        found["pcrs"] = {str(index): value.hex() for index, value in facts.pcrs.items()}
-    return found
+        checks.lacks("policy", "there is no policy: measurement, firmware level and all else were not judged")
+    return {**cpu_facts(found), "report_data": found.report_data.hex()}
 
 
 def _bare(report: bytes) -> bytes:
@@ -295,38 +169,3 @@ def _crl(data: bytes) -> bytes:
         return x509.load_pem_x509_crl(data).public_bytes(Encoding.DER)
     except Exception as error:  # The library's errors for odd lists have no common base.
         raise EvidenceError("the list of revoked certificates cannot be read") from error
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Evidence of another server than the one named would be about that other server."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
-    ) -> None:
-        return None
-
-
-def download(url: str, nonce: bytes) -> bytes:
-    """A backend's evidence document on a nonce, unverified. Raises `NotFetched`, `Unusable`."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise Unusable(f"{url} is no address: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise Unusable("give the backend's address as http://host:port or https://host:port")
-    request = f"{url.rstrip('/')}/.well-known/attestation?nonce={nonce.hex()}"
-    deadline = time.monotonic() + _FETCH_SECONDS
-    document = bytearray()
-    try:
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=_FETCH_SECONDS) as answer:
-            while part := answer.read1(65536):
-                document += part
-                if len(document) > LIMITS.document:
-                    raise NotFetched(f"the answer is larger than {LIMITS.document} bytes, no evidence document is")
-                if time.monotonic() > deadline:
-                    raise NotFetched(f"the answer took more than {_FETCH_SECONDS:.0f} s")
-    except urllib.error.HTTPError as error:
-        raise NotFetched(f"the backend answered with status {error.code} instead of evidence") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NotFetched(f"no evidence came from {url}: {error}") from error
-    return bytes(document)

@@ -1,4 +1,4 @@
-"""`show`: what a file is and what of it holds, in words that a person reads. Judges by no policy and for no nonce."""
+"""`show`: describes a file, and what of it is valid, for people. It uses no policy and no nonce."""
 
 import datetime
 import json
@@ -9,7 +9,7 @@ from typing import TextIO
 from cryptography import x509
 
 from adytum.attestation.cli import commands
-from adytum.attestation.cli.commands import ACCEPTED, MALFORMED, REJECTED, UNSUPPORTED
+from adytum.attestation.cli.verdict import ACCEPTED, MALFORMED, REJECTED, RESULTS, UNSUPPORTED
 from adytum.attestation.core.certificates import load_all, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, EvidenceError, PolicyFileError, UnsupportedError
@@ -18,13 +18,13 @@ from adytum.attestation.document.evidence import Claims, Evidence
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.snp import report as snp_report
 from adytum.attestation.snp.report import SnpReport, tcb_levels
-from adytum.attestation.verify.document import establish
+from adytum.attestation.verifier.document import establish
 
 _GREEN, _RED, _YELLOW, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
 def show(data: bytes, now: datetime.datetime, *, colour: bool, out: TextIO | None = None) -> int:
-    """Prints; the exit status: 0 where all that can be checked holds, else as for the other commands."""
+    """Prints the description. Returns 0 if all that can be checked is valid, else the status of the error."""
     printer = _Printer(colour, out)
     kind, shower = _kind(data)
     try:
@@ -44,7 +44,7 @@ def show(data: bytes, now: datetime.datetime, *, colour: bool, out: TextIO | Non
 
 
 class _Printer:
-    """Lines with a mark. What came from a file is printed as ASCII: it must not steer a terminal."""
+    """Lines with a mark. Text from a file is printed as ASCII, because it must not control a terminal."""
 
     def __init__(self, colour: bool, out: TextIO | None) -> None:
         self._colour = colour
@@ -144,7 +144,7 @@ def _document(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
 def _snp(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
     report = SnpReport.parse(data)
     product = report.product
-    printer.line("version, processor", f"{report.version}, {product or 'told by the certificate only'}")
+    printer.line("version, processor", f"{report.version}, {product or 'known from the certificate only'}")
     printer.line("measurement", report.measurement.hex())
     printer.line("report data", report.report_data.hex())
     printer.line("VMPL, signed with", f"{report.vmpl}, {report.signing_key}")
@@ -253,9 +253,7 @@ def _policy(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
 def _verdict(data: bytes, now: datetime.datetime, printer: _Printer) -> int:
     try:
         found = json.loads(data)
-        status = {"accepted": ACCEPTED, "rejected": REJECTED, "unsupported": UNSUPPORTED, "malformed": MALFORMED}[
-            found["result"]
-        ]
+        status = {result: status for status, result in RESULTS.items()}[found["result"]]
         for check in found["checks"]:
             printer.tick(check["says"])
         for check in found["not_checked"]:

@@ -1,4 +1,4 @@
-"""The devices of this machine by the names that a configuration has for them: where everything is put together."""
+"""This machine's devices, by the names that a configuration uses."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Literal, Self, TypeVar
 
 from adytum.attestation.collect.endorsements import VendorEndorsements
 from adytum.attestation.collect.rounds import CpuDevice, Endorsements, GpuDevices, NoEndorsements, NoGpus
-from adytum.attestation.collect.vendors import Collateral, https
+from adytum.attestation.collect.vendors import VendorCache, https
 from adytum.attestation.core import strict
 from adytum.attestation.core.errors import CollectionError, NotThereYet
 from adytum.attestation.simulated.device import SimulatedCpu
@@ -23,7 +23,7 @@ _TRIES, _PAUSE_S = 30, 2.0
 
 @dataclass(frozen=True)
 class Devices:
-    """What a backend collects evidence from, and the vendors' cache beside it."""
+    """The devices that a backend collects evidence from, and the cache of what vendors sign."""
 
     cpu: CpuDevice
     gpus: GpuDevices
@@ -33,12 +33,12 @@ class Devices:
     set_ready: Callable[[], None]
     """Lets the GPUs compute. Raises `CollectionError`."""
     refresh: Callable[[], None]
-    """Fetches from vendors what is due. For a background task; never raises for a vendor."""
+    """Fetches from vendors what is due. For a background task; a vendor's failure raises nothing."""
 
     @classmethod
     def of(cls, cpu: Cpu, gpus: Gpus) -> Self:
-        """The devices of that kind. Raises `CollectionError` where the machine does not have them."""
-        cache = Collateral(https)
+        """The devices of that kind. Raises `CollectionError` if the machine lacks them."""
+        cache = VendorCache(https)
         unendorsed = cpu == "simulated" and gpus == "none"
         endorsements: Endorsements = NoEndorsements() if unendorsed else VendorEndorsements(cache)
         if gpus == "none":
@@ -52,12 +52,12 @@ class Devices:
 def collect(cpu: Cpu | Literal["none"], gpus: Gpus, nonce: bytes) -> dict[str, object]:
     """Reports of this machine's devices on a 32-byte nonce, for JSON. Raises `CollectionError`.
 
-    The CPU's report carries the nonce and 32 zero bytes. This is no evidence document: nothing ties the reports to each
-    other or to a key. `adytum serve` makes documents.
+    The CPU's report carries the nonce and 32 zero bytes. This is not an evidence document: nothing ties the reports to
+    each other or to a key. `adytum serve` makes documents.
     """
     found: dict[str, object] = {"nonce": nonce.hex()}
     if cpu != "none":
-        cache = Collateral(https)
+        cache = VendorCache(https)
         device = _cpu(cpu, cache)
         evidence = waiting(lambda: device.report(nonce + bytes(32)), cache.refresh)
         found["cpu"] = {
@@ -75,7 +75,7 @@ def collect(cpu: Cpu | Literal["none"], gpus: Gpus, nonce: bytes) -> dict[str, o
 
 
 def waiting(collect: Callable[[], T], refresh: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> T:
-    """What `collect` gives once the vendors gave what it needs, within a minute. Raises `CollectionError`."""
+    """What `collect` returns once the vendors have answered; waits a minute at most. Raises `CollectionError`."""
     for _ in range(_TRIES - 1):
         try:
             return collect()
@@ -85,7 +85,7 @@ def waiting(collect: Callable[[], T], refresh: Callable[[], None], sleep: Callab
     return collect()
 
 
-def _cpu(name: Cpu, cache: Collateral) -> CpuDevice:
+def _cpu(name: Cpu, cache: VendorCache) -> CpuDevice:
     match name:
         case "simulated":
             return SimulatedCpu()

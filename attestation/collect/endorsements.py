@@ -1,4 +1,4 @@
-"""What the vendors signed about the devices of one piece of evidence, from the cache of `collateral`."""
+"""What the vendors signed about the devices of one piece of evidence, from the cache in `vendors`."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
-from adytum.attestation.collect.vendors import Collateral as Cache
+from adytum.attestation.collect.vendors import VendorCache
 from adytum.attestation.core.certificates import load
 from adytum.attestation.core.errors import CollectionError
 from adytum.attestation.document.evidence import NO_GPUS, Collateral, CpuEvidence
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 class VendorEndorsements:
-    """Adds what the cache has. What it does not have yet is left out: each client's policy says whether it needs it."""
+    """Collateral from the cache. What is not there yet is omitted: each client's policy decides whether it needs it."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: VendorCache) -> None:
         self._cache = cache
 
     def collateral(self, cpu: CpuEvidence, gpu: bytes) -> Collateral:
-        """For one CPU's evidence and one GPU bundle. Raises `EvidenceError` where these cannot be read."""
+        """For one CPU's evidence and one GPU bundle. Raises `EvidenceError` if these cannot be read."""
         crls: tuple[bytes, ...] = ()
         if cpu.provider.startswith("sev-snp"):
             product = Vek.parse(load(cpu.certificates[0], "the VEK")).product
@@ -52,6 +52,6 @@ class VendorEndorsements:
 
 
 def _there(get: Callable[[], T]) -> Iterator[T]:
-    """What `get` gives, or nothing while the cache does not have it."""
+    """What `get` returns, or nothing while the cache does not have it."""
     with contextlib.suppress(CollectionError):
         yield get()

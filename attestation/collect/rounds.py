@@ -1,6 +1,6 @@
-"""Makes evidence: one report of the CPU, one bundle of the GPUs, for all nonces of a round.
+"""Makes evidence: one report of the CPU and one bundle of the GPUs for all nonces of a round.
 
-Devices come in through two ports. What implements them turns a device's failure into `CollectionError`.
+Devices are behind two ports. An implementation turns a device's failure into `CollectionError`.
 """
 
 from collections.abc import Sequence
@@ -41,27 +41,27 @@ class NoGpus:
 
 
 class Endorsements(Protocol):
-    """What the vendors signed about these devices. Never fetches: it gives what a background task has fetched."""
+    """What the vendors signed about these devices. Never fetches: it returns what a background task has fetched."""
 
     def collateral(self, cpu: CpuEvidence, gpu: bytes) -> Collateral:
-        """For one CPU's evidence and one GPU bundle. Raises `CollectionError` where it is not there yet."""
+        """For one CPU's evidence and one GPU bundle. Raises `CollectionError` if it is not there yet."""
 
 
 class NoEndorsements:
-    """For devices that no vendor signs anything about: simulated ones."""
+    """For simulated devices, about which no vendor signs anything."""
 
     def collateral(self, cpu: CpuEvidence, gpu: bytes) -> Collateral:
-        """Nothing."""
+        """The empty collateral."""
         return Collateral()
 
 
 class Round:
-    """One round of collection. Every nonce of it gets a document; all share one report, and all but the proof."""
+    """One round of collection. Each nonce has its own document; they share everything but the inclusion proof."""
 
     def __init__(self, nonces: Sequence[bytes], tree: NonceTree, evidence: Evidence) -> None:
         self._places = {nonce: place for place, nonce in enumerate(nonces)}
         self._tree = tree
-        # No string of a canonical document has quotes in it, so this occurs once.
+        # No string of a canonical document contains quotes, so this occurs once.
         self._before, _, rest = evidence.encode().partition(_NONCES)
         self._after = rest[rest.index(b"}") :]
 

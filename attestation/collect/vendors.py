@@ -1,8 +1,8 @@
-"""What vendors sign about devices, fetched over the network: the only code of this package that uses one.
+"""What vendors sign about devices, fetched over the network and cached.
 
-A getter never fetches. It gives what is in the cache, or notes the wish and raises; `refresh`, which a background task
-calls, fetches what was wished for and what will expire. So no client's request ever waits for a vendor, and a vendor
-sees as many requests as there are certificates, not as there are clients (AMD limits them per address).
+A getter never fetches. It returns what is in the cache, or notes the wish and raises. `refresh`, which a background
+task calls, fetches what was wished for and what will expire. So no client's request waits for a vendor, and the number
+of requests to a vendor depends on the certificates and not on the clients (AMD limits requests per address).
 """
 
 import base64
@@ -57,12 +57,12 @@ class Request:
     url: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
-    """A POST where there is one."""
+    """If there is one, the request is a POST."""
 
 
 class FetchFailed(Exception):
-    """`retry_after`: seconds that the server asked to wait; 0 where it did not say. `whole_host`: the server would
-    refuse other requests too, or cannot be reached."""
+    """`retry_after`: seconds that the server asked to wait, else 0. `whole_host`: the server would refuse other
+    requests too, or cannot be reached."""
 
     def __init__(self, message: str, retry_after: float = 0.0, whole_host: bool = False) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class Fetch(Protocol):
 
 @dataclass
 class _Pause:
-    """How long not to ask again, which doubles with each failure in a row."""
+    """How long not to ask again. It doubles with each failure in a row."""
 
     failures: int = 0
     until: float = 0.0
@@ -93,11 +93,11 @@ class _Pause:
 
 @dataclass
 class _Wish:
-    """One thing to have: how to get it, and what is there."""
+    """One thing to fetch: the request, and the answer once it is there."""
 
     request: Request
     check: Callable[[bytes], float]
-    """Raises `EvidenceError` for what is not it; else when it expires, seconds since 1970."""
+    """Returns when the answer expires, seconds since 1970. Raises `EvidenceError` for an unusable answer."""
     data: bytes | None = None
     expires: float = 0.0
     due: float = 0.0
@@ -106,8 +106,8 @@ class _Wish:
 
 
 @dataclass
-class Collateral:
-    """The cache. The vendors' addresses are arguments so that a mirror, or a test, can stand in."""
+class VendorCache:
+    """What vendors sign, fetched and kept. Their addresses are arguments, so that a mirror or a test can stand in."""
 
     fetch: Fetch
     clock: Callable[[], float] = time.time
@@ -116,19 +116,19 @@ class Collateral:
     nvidia_rim: str = NVIDIA_RIM
     nvidia_ocsp: str = NVIDIA_OCSP
     entries: int = 256
-    """Things kept at most; the one that was asked for longest ago goes first."""
+    """The largest number of answers kept; the one requested longest ago is evicted first."""
     size: int = LIMITS.cached
-    """Bytes kept at most, of all of them."""
+    """The largest number of bytes kept, of all answers together."""
     _wishes: "OrderedDict[Request, _Wish]" = field(default_factory=OrderedDict, repr=False)
     _hosts: dict[str, _Pause] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _refreshing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def amd_certificates(self, report: SnpReport) -> tuple[bytes, ...]:
-        """VCEK, ASK, ARK (DER) for a report of version 3 or later. Raises `CollectionError` until they are there."""
+        """VCEK, ASK, ARK (DER) for a report of version 3 or later. Raises `CollectionError` while they are missing."""
         if report.signing_key != "vcek" or report.product is None:
             raise CollectionError(
-                "AMD's service has certificates for VCEKs and by product only; the host has to give those of a "
+                "AMD's service has certificates only for VCEKs, by product; the host has to send those of a "
                 f"{report.signing_key} in a report of version {report.version}"
             )
         if not any(report.chip_id):
@@ -140,44 +140,44 @@ class Collateral:
         query = "&".join(f"{name}={levels[part]:02d}" for part, name in _LEVELS if part in levels)
         hwid = report.chip_id[:8] if product == "Turin" else report.chip_id
         key = Request(f"{self.amd}/vcek/v1/{product}/{hwid.hex()}?{query}")
-        # Both are wished for before one that is missing raises: they come with the same refresh.
+        # Both are wished for before a missing one raises, so that one refresh fetches both.
         self._wish(key, _one_certificate)
         chain = self.amd_chain(product, "vcek")
         return (*_ders(load_all(self._get(key, _one_certificate), "the VCEK")), *chain)
 
     def amd_chain(self, product: str, kind: Literal["vcek", "vlek"]) -> tuple[bytes, ...]:
-        """ASK or ASVK, then ARK (DER). Raises `CollectionError` while they are not there."""
+        """ASK or ASVK, then ARK (DER). Raises `CollectionError` while they are missing."""
         data = self._get(Request(f"{self.amd}/{kind}/v1/{product}/cert_chain"), _two_certificates)
         return _ders(load_all(data, "the chain"))
 
     def amd_crl(self, product: str) -> bytes:
-        """The list of revoked certificates of a product line, DER. Raises `CollectionError` while it is not there."""
+        """The list of revoked certificates of a product line, DER. Raises `CollectionError` while it is missing."""
         return self._get(Request(f"{self.amd}/vcek/v1/{product}/crl"), _crl)
 
     def azure_certificates(self) -> tuple[bytes, ...]:
-        """VCEK, ASK, ARK (DER) of this Azure machine's host. Raises `CollectionError` while they are not there."""
+        """VCEK, ASK, ARK (DER) of this Azure machine's host. Raises `CollectionError` while they are missing."""
         address = f"{self.azure}/metadata/THIM/amd/certification"
         return _ders(_azure(self._get(Request(address, (("Metadata", "true"),)), _azure_expiry)))
 
     def rim(self, name: str) -> bytes:
-        """NVIDIA's manifest of that name, XML. Raises `CollectionError` while it is not there."""
+        """NVIDIA's manifest of that name, XML. Raises `CollectionError` while it is missing."""
         request = Request(f"{self.nvidia_rim}/v1/rim/{urllib.parse.quote(name, safe='')}")
         return _rim(self._get(request, _rim_expiry))
 
     def ocsp(self, request: bytes) -> bytes:
-        """NVIDIA's OCSP answer to a DER request. Raises `CollectionError` while it is not there."""
+        """NVIDIA's OCSP answer to a DER request. Raises `CollectionError` while it is missing."""
         headers = (("Content-Type", "application/ocsp-request"),)
         return self._get(Request(f"{self.nvidia_ocsp}/", headers, request), partial(_ocsp, request))
 
     def refresh(self) -> None:
-        """Fetches what is due, one after another; a second call waits for the first, so that what was due has been
-        tried when it returns. Never raises for a vendor: what failed is tried again later, and what was there stays
+        """Fetches what is due, one after another. A second call waits for the first, so that everything due has been
+        tried when it returns. A vendor's failure raises nothing: it is tried again later, and an old answer stays
         until it expires."""
         with self._refreshing:
             now = self.clock()
             with self._lock:
                 due = [wish for wish in self._wishes.values() if max(wish.due, wish.pause.until) <= now]
-            # What never failed goes first, so that one bad thing does not hold up its host's others.
+            # Those that never failed go first, so that one failing request does not delay the others to its host.
             for wish in sorted(due, key=lambda wish: wish.pause.failures):
                 self._fetch(wish, self._hosts.setdefault(_host(wish.request), _Pause()))
 
@@ -188,7 +188,7 @@ class Collateral:
             data = self.fetch(wish.request)
             expires = wish.check(data)
             if expires <= self.clock():
-                raise EvidenceError("what it gave has expired; is this machine's clock right?")
+                raise EvidenceError("its answer has expired; is this machine's clock right?")
         except FetchFailed as error:
             with self._lock:
                 for pause in (wish.pause, host) if error.whole_host else (wish.pause,):
@@ -213,7 +213,7 @@ class Collateral:
                 return wish.data
             host = _host(request)
             problem = wish.pause.problem or self._hosts.get(host, _Pause()).problem
-        raise NotThereYet(f"{problem or f'{host} has not given it yet'}; it is fetched in the background")
+        raise NotThereYet(f"{problem or f'{host} has not answered yet'}; it is fetched in the background")
 
     def _wish(self, request: Request, check: Callable[[bytes], float]) -> _Wish:
         with self._lock:
@@ -238,9 +238,9 @@ def https(request: Request, timeout: float = 20.0) -> bytes:
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
         connection = _connection(parts, timeout)
     except (ValueError, http.client.HTTPException) as error:
-        raise FetchFailed("the vendor's address is not one that can be asked") from error
+        raise FetchFailed("the vendor's address cannot be used") from error
     host = parts.netloc
-    # A timeout of the socket is per read: whoever sends a byte now and then would never run into it.
+    # A socket's timeout is per read: a server that sends a byte now and then would never reach it.
     cut = threading.Timer(timeout, _cut, (connection,))
     cut.daemon = True
     data = b""
@@ -258,7 +258,7 @@ def https(request: Request, timeout: float = 20.0) -> bytes:
                 data += part
                 if len(data) > LIMITS.fetched or time.monotonic() > deadline:
                     break
-            # Asked again behind the loop: headers that were cut off look like headers that ended.
+            # Checked again after the loop: headers that were cut off look like headers that ended.
             if len(data) > LIMITS.fetched or time.monotonic() >= deadline:
                 raise FetchFailed(f"{host} sends too much or too slowly")
             if answer.length:
@@ -284,7 +284,7 @@ def _cut(connection: http.client.HTTPConnection) -> None:
     sock: socket.socket | None = connection.sock
     if sock is not None:
         with contextlib.suppress(OSError):
-            # Not TLS's own, which would take the reading thread's state away.
+            # Not TLS's own shutdown, which would discard the reading thread's state.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -292,7 +292,7 @@ def _seconds(value: str | None) -> float:
     try:
         return max(0.0, float(value or 0))
     except ValueError:
-        return _LAST_RETRY  # A date: an hour is as good.
+        return _LAST_RETRY  # A date; an hour is close enough.
 
 
 def _ders(certificates: tuple[x509.Certificate, ...]) -> tuple[bytes, ...]:
@@ -319,7 +319,7 @@ def _crl(data: bytes) -> float:
     except Exception as error:  # The library's errors for odd lists have no common base.
         raise EvidenceError("not a list of revoked certificates") from error
     if until is None:
-        raise EvidenceError("a list of revoked certificates without an end")
+        raise EvidenceError("a list of revoked certificates without an expiry")
     return until.timestamp()
 
 
@@ -328,12 +328,12 @@ def _ocsp(request: bytes, data: bytes) -> float:
         answer = ocsp.load_der_ocsp_response(data)
         until = answer.next_update_utc
         same = answer.serial_number == ocsp.load_der_ocsp_request(request).serial_number
-    except Exception as error:  # Not only for odd answers: an answer without a status raises late.
+    except Exception as error:  # An answer without a status raises late, with another error.
         raise EvidenceError("not an OCSP answer") from error
     if not same:
         raise EvidenceError("an OCSP answer about another certificate")
     if until is None:
-        raise EvidenceError("an OCSP answer without an end")
+        raise EvidenceError("an OCSP answer without an expiry")
     return until.timestamp()
 
 
@@ -360,7 +360,7 @@ def _rim(data: bytes) -> bytes:
 
 
 def _rim_expiry(data: bytes) -> float:
-    # Here, so that machines without GPUs do without lxml.
+    # Imported here, so that machines without GPUs do not need lxml.
     from adytum.attestation.nvidia.rim import Rim
 
     return Rim.parse(_rim(data)).valid_until.timestamp()

@@ -1,1 +1,1 @@
-"""What every other room here uses: errors, limits, strict parsing, certificates, signatures, trust roots."""
+"""What the other rooms use: errors, limits, strict parsing, certificates, signatures, trust roots."""

@@ -25,16 +25,16 @@ def load(der: bytes, what: str, limits: Limits = LIMITS) -> x509.Certificate:
         raise EvidenceError(f"{what} is larger than {limits.certificate} bytes")
     try:
         with warnings.catch_warnings():
-            # Every VCEK and VLEK of AMD has serial number 0, which the library means to refuse one day. It warns of
-            # odd names too, when they are read.
+            # Every VCEK and VLEK of AMD has serial number 0, which a later release of the library will refuse. The
+            # library also warns about odd names when they are read.
             warnings.simplefilter("ignore")
             certificate = x509.load_der_x509_certificate(der)
-            # What is parsed late: each of these can raise.
+            # The library parses these lazily, and each can raise.
             _ = certificate.public_key(), certificate.extensions, certificate.signature_algorithm_parameters
             _ = certificate.subject, certificate.issuer
     except Exception as error:  # The library's errors for odd certificates have no common base (InvalidVersion, ...).
         raise EvidenceError(f"{what} is not a certificate that can be read") from error
-    # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.
+    # The library ignores the signature's count of unused bits, which no signature covers: it has to be 0.
     if not der.endswith(b"\x00" + certificate.signature):
         raise EvidenceError(f"{what} is not DER")
     return certificate
@@ -82,7 +82,7 @@ def check_chain(
         issuer = chain[min(place + 1, len(chain) - 1)]
         try:
             certificate.verify_directly_issued_by(issuer)
-        except Exception as error:  # A wrong signature, another name, or a key type that fits neither.
+        except Exception as error:  # A wrong signature, another name, or an unsupported key type.
             raise wrong("chain", f"{_name(certificate)} was not issued by {_name(issuer)}") from error
         if place and not _is_ca(certificate):
             raise wrong("ca", f"{_name(certificate)} may not issue certificates")

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked and holds, or that could not be checked because what it needs was not given."""
+    """One thing that was checked and holds, or that was not checked because its input was missing."""
 
     code: str
-    """For machines: `snp.signature`. The code of the `VerificationError` where it fails."""
+    """For machines: `snp.signature`. It is also the code of the `VerificationError` if the check fails."""
     says: str
     """For people: one line, what it means."""
 
 
 @dataclass
 class Checks:
-    """Filled while verification runs. It decides nothing: what fails raises."""
+    """Filled while verification runs. It decides nothing: a check that fails raises."""
 
     passed: list[Check] = field(default_factory=list)
     not_given: list[Check] = field(default_factory=list)
@@ -25,10 +25,10 @@ class Checks:
         self.passed.append(Check(code, says))
 
     def lacks(self, code: str, says: str) -> None:
-        """Notes a check that was not made for want of its input. A policy that requires it refuses."""
+        """Notes a check that was not made because its input was missing. A policy that requires the check refuses."""
         self.not_given.append(Check(code, says))
 
     def add(self, other: "Checks", prefix: str) -> None:
-        """Takes over what another verification noted, named by `prefix`."""
+        """Adds the notes of another verification, which `prefix` names."""
         self.passed += [Check(check.code, f"{prefix}: {check.says}") for check in other.passed]
         self.not_given += [Check(check.code, f"{prefix}: {check.says}") for check in other.not_given]

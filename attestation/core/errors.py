@@ -4,7 +4,7 @@ import enum
 
 
 class Step(enum.IntEnum):
-    """The verifier's steps, in order. `verify.verify` says what each does."""
+    """The verifier's steps, in order. `verifier.document.verify` describes each."""
 
     STRUCTURE = 1
     NONCE = 2
@@ -31,7 +31,7 @@ class EvidenceError(AttestationError):
 
 
 class VerificationError(AttestationError):
-    """Well-formed and wrong: another nonce, a signature that does not hold, a binding that differs.
+    """Well-formed and wrong: another nonce, an invalid signature, a binding that differs.
 
     `code` is for machines and does not change with the wording: what was checked, then what was wrong with it, like
     `snp.signature` or `gpu.rim.digest`.
@@ -44,14 +44,14 @@ class VerificationError(AttestationError):
 
 
 class UnsupportedError(VerificationError):
-    """Refused because this version, or this installation, cannot check it. That it is wrong was not shown."""
+    """Refused because this version, or this installation, cannot check it. It was not shown to be wrong."""
 
     def __init__(self, step: Step, message: str) -> None:
         super().__init__(step, "unsupported", message)
 
 
 class PolicyError(AttestationError):
-    """The evidence holds, and claims something that the policy does not accept."""
+    """The evidence is genuine, but claims something that the policy does not accept."""
 
     step = Step.POLICY
 
@@ -65,9 +65,13 @@ class PolicyFileError(AttestationError):
     """The policy file cannot be used. The message says which line to write."""
 
 
+class FetchError(AttestationError):
+    """There is no document to verify: the address is unusable, or the backend sent no evidence."""
+
+
 class CollectionError(AttestationError):
-    """Evidence could not be made: a device failed, or a round was asked for what it does not have."""
+    """Evidence could not be made: a device failed, or the caller asked for something that is not there."""
 
 
 class NotThereYet(CollectionError):
-    """What a vendor has to give first is being fetched in the background: ask again."""
+    """A vendor's answer is still being fetched in the background. Ask again later."""

@@ -1,11 +1,11 @@
-"""Every quantity that a peer can size has its bound here."""
+"""Bounds on every peer-controlled size."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on an evidence document. Sizes in bytes; of what travels as base64, after decoding."""
+    """Bounds on an evidence document and its parts. Sizes are in bytes, after base64 decoding."""
 
     document: int = 4 * 1024 * 1024
     """The whole document."""
@@ -24,7 +24,7 @@ class Limits:
     report: int = 64 * 1024
     """The CPU's report."""
     auxblob: int = 64 * 1024
-    """What a host gives along with a report: certificates."""
+    """The certificates that a host sends with a report."""
     certificates: int = 8
     certificate: int = 16 * 1024
     """One DER certificate."""
@@ -32,26 +32,26 @@ class Limits:
     """The bundle of the GPUs' evidence; one GPU takes about 12 KB."""
     gpus: int = 16
     tdx_collateral: int = 512 * 1024
-    """Intel's collateral for one platform; real ones have 20 KiB."""
+    """Intel's collateral for one platform; a real one is about 20 KiB."""
     runtime_data: int = 32 * 1024
-    """What Azure's paravisor hashes into a report; real ones have 1.2 KiB."""
+    """The runtime data that Azure's paravisor hashes into a report; a real one is about 1.2 KiB."""
     collateral: int = 512 * 1024
-    """One piece of collateral; NVIDIA's manifests have about 25 KB, AMD's lists 2 KB."""
+    """One piece of collateral; NVIDIA's manifests are about 25 KB, AMD's lists 2 KB."""
     fetched: int = 1024 * 1024
     """One answer of a vendor's service."""
     cached: int = 16 * 1024 * 1024
-    """All answers of vendors that are kept; those for four GPUs have about 200 KB."""
+    """All vendors' answers in the cache; those for four GPUs take about 200 KB."""
     rims: int = 32
     ocsp: int = 64
     policy: int = 1024 * 1024
     """A policy file, or a release file."""
     release_measurements: int = 256
     release_versions: int = 8
-    """Versions that one release accepts at once: the new one and those that drain."""
+    """Versions that one release accepts at once: the new one and those still draining."""
     release_keys: int = 8
     """Keys in a policy, and signatures of one release."""
     sequence: int = 2**53 - 1
-    """Of a release; the largest that every JSON reader holds exactly."""
+    """Of a release; the largest integer that every JSON reader holds exactly."""
     vcpus: int = 4096
     """Virtual CPUs of one machine; KVM's own bound."""
 

@@ -1,7 +1,7 @@
-"""JSON read without tolerance: one value has one encoding, and a field is there once, with its exact type.
+"""Strict JSON: one value has one encoding, and each field is present once, with its exact type.
 
 Strings are visible ASCII without `"` and `\\`. So the canonical form needs no escapes, sorting is by bytes, and no
-text from a document can steer a terminal.
+text from a document can control a terminal.
 """
 
 import base64
@@ -26,7 +26,7 @@ def encode(value: object) -> bytes:
 
 
 def decode(data: bytes, what: str, limit: int) -> object:
-    """The JSON value in `data`, which has to be in canonical form."""
+    """The JSON value in `data`, which has to be in canonical form. Raises `EvidenceError`."""
     value = read(data, what, limit)
     if encode(value) != data:
         raise EvidenceError(f"{what} is not in canonical form (sorted keys, no white space, nothing after the end)")
@@ -34,21 +34,22 @@ def decode(data: bytes, what: str, limit: int) -> object:
 
 
 def read(data: bytes, what: str, limit: int) -> object:
-    """The JSON value in `data`, white space and order free: for files whose hash or signature is over their bytes."""
+    """The JSON value in `data`, with white space and order free: for files that are hashed or signed as bytes."""
     if len(data) > limit:
         raise EvidenceError(f"{what} has {len(data)} bytes, more than {limit}")
     try:
         value: object = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_no_float
+            data.decode("utf-8"), object_pairs_hook=unique, parse_constant=_no_constant, parse_float=_no_float
         )
-        # What cannot be written again (a lone surrogate, nesting without end) was not read.
+        # Nesting that is read but too deep to be written again counts as unreadable.
         encode(value)
     except (ValueError, RecursionError) as error:
         raise EvidenceError(f"{what} is not JSON that can be read: {type(error).__name__}") from error
     return value
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A hook for `json.loads`: one object, each of whose fields is there once. Raises `EvidenceError`."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise EvidenceError("a JSON object has the same field twice")
@@ -64,12 +65,12 @@ def _no_float(text: str) -> NoReturn:
 
 
 def base64_text(data: bytes) -> str:
-    """How bytes are written."""
+    """Bytes as base64, with padding."""
     return base64.b64encode(data).decode("ascii")
 
 
 class Fields:
-    """One JSON object, whose fields have to be exactly `names`."""
+    """One JSON object, whose fields have to be exactly `names`. Every method raises `EvidenceError`."""
 
     def __init__(self, value: object, what: str, names: frozenset[str]) -> None:
         if not isinstance(value, dict):
@@ -86,7 +87,7 @@ class Fields:
         return f"{self._what}.{name}"
 
     def raw(self, name: str) -> object:
-        """The value as JSON gave it, to be read by something else."""
+        """The JSON value, for the caller to read."""
         return self._values[name]
 
     def constant(self, name: str, expected: str | int) -> None:
@@ -103,7 +104,7 @@ class Fields:
         """One of a closed set of words."""
         value = self._values[name]
         if not isinstance(value, str) or value not in choices:
-            raise EvidenceError(f"{self._where(name)} is none of {', '.join(sorted(choices))}")
+            raise EvidenceError(f"{self._where(name)} is not one of {', '.join(sorted(choices))}")
         return value
 
     def integer(self, name: str, limit: int = _LARGEST_INTEGER) -> int:

@@ -33,5 +33,5 @@ class TrustRoots:
     intel_sgx: frozenset[bytes] = INTEL_SGX
     simulated: frozenset[bytes] | None = None
     """Keys that may sign simulated reports. They are made when a backend starts, so there is no root: that such a
-    report counts at all is the policy's decision (`cpu = ["simulated"]`). None: no key is known beforehand, so any may.
-    An empty set: none may."""
+    report counts at all is the policy's decision (`cpu = ["simulated"]`). None: no key is known beforehand, so any key
+    may sign. An empty set: none may."""

@@ -19,7 +19,7 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 
 class NonceTree:
-    """The tree over a round's nonces, built once; then every proof costs a few look-ups."""
+    """The tree over a round's nonces. It is built once; then every proof costs a few look-ups."""
 
     def __init__(self, nonces: Sequence[bytes]) -> None:
         if not nonces or any(len(nonce) != NONCE_SIZE for nonce in nonces):
@@ -46,18 +46,8 @@ class NonceTree:
         return tuple(path)
 
 
-def nonce_root(nonces: Sequence[bytes]) -> bytes:
-    """The Merkle tree hash over 32-byte nonces, RFC 9162 section 2.1.1."""
-    return NonceTree(nonces).root
-
-
-def inclusion_path(nonces: Sequence[bytes], index: int) -> tuple[bytes, ...]:
-    """The path that proves nonce `index`. For many of them build one `NonceTree`."""
-    return NonceTree(nonces).path(index)
-
-
 def root_from_path(nonce: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
-    """The root that a proof leads to, RFC 9162 section 2.1.3.2. Raises `VerificationError` where it fits no tree."""
+    """The root that a proof leads to, RFC 9162 section 2.1.3.2. Raises `VerificationError` if it fits no tree."""
     if not 0 <= index < size:
         raise VerificationError(Step.NONCE, "nonce.proof", "the inclusion proof's index lies outside its tree")
     fn, sn = index, size - 1

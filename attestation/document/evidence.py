@@ -13,7 +13,7 @@ SANDBOXES = frozenset({"full", "none"})
 CC_MODES = frozenset({"none", "off", "on", "devtools"})
 """Confidential computing of the GPUs; `none`: there is no GPU."""
 NO_GPUS = b"[]"
-"""The GPU evidence bundle that says in so many bytes that there is none."""
+"""The GPU evidence bundle of a machine without GPUs."""
 
 _MODEL = frozenset({"aliases", "id", "task", "weights_root"})
 _CLAIMS = frozenset(
@@ -59,13 +59,13 @@ class Claims:
     key_configurations: bytes
     """The channel's keys: `application/ohttp-keys`, RFC 9458 section 3. Opaque here."""
     ehbp_key_configuration: bytes | None
-    """The key of the second protocol; None where it is not offered."""
+    """The key of the second protocol; None if it is not offered."""
     receipt_key: bytes
     """Ed25519 public key of the receipts, 32 bytes (RFC 8032). Opaque here."""
     gateway_path: str
     replica: str
     tls_spki_sha256: bytes | None
-    """SHA-256 of the TLS key's SubjectPublicKeyInfo; None where the backend speaks no TLS."""
+    """SHA-256 of the TLS key's SubjectPublicKeyInfo; None if the backend does not use TLS."""
     models: tuple[ModelClaim, ...]
     configuration_sha256: bytes
     padding: str
@@ -78,7 +78,7 @@ class Claims:
     keys_expire_at: int
 
     def encode(self) -> bytes:
-        """The canonical bytes. Raises `EvidenceError` for claims that no verifier would read."""
+        """The canonical bytes. Raises `EvidenceError` for claims that no verifier would accept."""
         data = strict.encode(
             {
                 "version": 1,
@@ -121,7 +121,7 @@ class Claims:
             raise EvidenceError("claims.models is empty")
         names = [name for model in models for name in (model.id, *model.aliases)]
         if len(set(names)) != len(names):
-            raise EvidenceError("claims.models gives one name to two models, or twice to one")
+            raise EvidenceError("claims.models uses one name for two models, or twice for one")
         key_configurations = fields.octets("key_configurations", limits.key_configurations)
         if not key_configurations:
             raise EvidenceError("claims.key_configurations is empty")
@@ -129,7 +129,7 @@ class Claims:
         if fields.raw("ehbp_key_configuration") is not None:
             ehbp = fields.octets("ehbp_key_configuration", limits.key_configurations)
             if not ehbp:
-                raise EvidenceError("claims.ehbp_key_configuration is empty; null says that there is none")
+                raise EvidenceError("claims.ehbp_key_configuration is empty; write null if there is none")
         path = fields.text("gateway_path", limits.text)
         if not path.startswith("/"):
             raise EvidenceError("claims.gateway_path does not begin with /")
@@ -163,7 +163,7 @@ def _model(value: object, where: str, limits: Limits) -> ModelClaim:
 
 @dataclass(frozen=True)
 class NonceProof:
-    """That one nonce is among those of a round: an inclusion proof as in RFC 9162."""
+    """Proof that one nonce is among those of a round: an inclusion proof, RFC 9162 section 2.1.3."""
 
     root: bytes
     index: int
@@ -171,7 +171,7 @@ class NonceProof:
     path: tuple[bytes, ...]
 
     def value(self) -> dict[str, object]:
-        """As it stands in a document."""
+        """Its JSON value."""
         return {
             "root": strict.base64_text(self.root),
             "index": self.index,
@@ -195,8 +195,8 @@ class CpuEvidence:
 
 @dataclass(frozen=True)
 class Collateral:
-    """What vendors signed about the devices, so that a client can verify offline. Nothing of it is secret or bound to
-    the nonce: each is judged by its own signature and dates."""
+    """What vendors signed about the devices, so that a client can verify offline. None of it is secret or bound to
+    the nonce: each piece is judged by its own signature and dates."""
 
     crls: tuple[bytes, ...] = ()
     """Lists of revoked CPU certificates, DER."""
@@ -210,7 +210,7 @@ class Collateral:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One evidence document, read and not yet believed."""
+    """One evidence document, parsed and not yet verified."""
 
     claims: bytes
     """Exactly the bytes that were hashed."""

@@ -1,12 +1,12 @@
 """The GPUs' part of an evidence document: every GPU's report, certificates and state, in one canonical form.
 
-The CPU's report is made for the hash of these bytes. So what a GPU does not sign, its confidential-computing state, is
-what the measured guest read from its driver: worth as much as the measurement that a policy requires.
+The CPU's report covers the hash of these bytes. A GPU does not sign its confidential-computing state: the measured
+guest reads it from the driver, so it is worth as much as the measurement that a policy requires.
 """
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from adytum.attestation.core import strict
@@ -14,8 +14,9 @@ from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
 from adytum.attestation.core.limits import LIMITS, Limits
 from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.document.facts import GpuFacts
 from adytum.attestation.nvidia.rim import Rim
-from adytum.attestation.nvidia.verify import VerifiedGpu, verify_gpu
+from adytum.attestation.nvidia.verify import verify_gpu
 
 _ARCHITECTURES = frozenset({"hopper", "blackwell"})
 _CC = frozenset({"on", "off"})
@@ -26,7 +27,7 @@ _STATE = frozenset({"cc", "devtools", "multi_gpu"})
 
 @dataclass(frozen=True)
 class GpuEvidence:
-    """One GPU, not yet believed."""
+    """One GPU's evidence, not yet verified."""
 
     architecture: str
     certificates: tuple[bytes, ...]
@@ -41,14 +42,14 @@ class GpuEvidence:
 
     @property
     def cc_mode(self) -> str:
-        """on, off or devtools. Under protected PCIe the driver's ccFeature is off, and the mode is on all the same."""
+        """on, off or devtools. Under protected PCIe the mode is on, although the driver's ccFeature is off."""
         if self.devtools:
             return "devtools"
         return "on" if self.cc == "on" or self.multi_gpu == "protected-pcie" else "off"
 
     @classmethod
     def parse(cls, value: object, where: str, limits: Limits = LIMITS) -> Self:
-        """From its JSON value. Raises `EvidenceError`."""
+        """Reads its JSON value. Raises `EvidenceError`."""
         fields = strict.Fields(value, where, _GPU)
         state = strict.Fields(fields.raw("state"), f"{where}.state", _STATE)
         devtools = state.raw("devtools")
@@ -75,17 +76,8 @@ class GpuEvidence:
         }
 
 
-@dataclass(frozen=True)
-class BundledGpu:
-    """A verified GPU and the state it was in."""
-
-    gpu: VerifiedGpu
-    cc_mode: str
-    """on, off or devtools."""
-
-
 def encode_bundle(gpus: Sequence[GpuEvidence]) -> bytes:
-    """The bundle's bytes. Raises `ValueError` for none: a machine without GPUs says so with `evidence.NO_GPUS`."""
+    """The bundle's bytes. Raises `ValueError` without GPUs: then the bundle is `evidence.NO_GPUS`."""
     if not 1 <= len(gpus) <= LIMITS.gpus:
         raise ValueError(f"a bundle has 1 to {LIMITS.gpus} GPUs")
     data = strict.encode([gpu.value() for gpu in gpus])
@@ -110,12 +102,12 @@ def verify_bundle(
     checks: Checks,
     rims: Sequence[bytes] = (),
     ocsp: Sequence[bytes] = (),
-) -> tuple[BundledGpu, ...]:
+) -> tuple[GpuFacts, ...]:
     """Every GPU of a bundle, all on one nonce. Raises `AttestationError`, or returns at least one.
 
     1. Structure: the bundle is in its canonical form.
-    2. Each GPU by `verify_gpu`; its architecture is the one that the bundle gives, and whether it is under protected
-       PCIe, where its driver reports that.
+    2. Each GPU, by `verify_gpu`. Its architecture is the one in the bundle; so is its mode of protected PCIe, if its
+       driver reports that.
     3. All are different devices, of one architecture, in one state. Under protected PCIe it is noted that the
        NVSwitches were not checked.
     """
@@ -123,8 +115,8 @@ def verify_bundle(
     parsed = parse_bundle(bundle)
 
     # 2. Each GPU
-    found: list[BundledGpu] = []
-    # Read once, not once for each GPU: a document may bring many, and each is for at most a few.
+    found: list[GpuFacts] = []
+    # Parsed once, not once for each GPU: a document may bring many manifests.
     manifests = [Rim.parse(rim) for rim in rims]
     for place, item in enumerate(parsed):
         own = Checks()
@@ -142,21 +134,23 @@ def verify_bundle(
         finally:
             checks.add(own, f"GPU {place}")
         if gpu.architecture != item.architecture:
-            raise _wrong("architecture", f"GPU {place} is a {gpu.architecture}, the evidence says {item.architecture}")
+            raise _wrong(
+                "architecture", f"GPU {place} is a {gpu.architecture}, the evidence states {item.architecture}"
+            )
         if gpu.protected_pcie not in (None, item.multi_gpu == "protected-pcie"):
-            raise _wrong("state", f"GPU {place} reports another mode of several GPUs than the evidence says")
-        found.append(BundledGpu(gpu, item.cc_mode))
+            raise _wrong("state", f"GPU {place} reports another multi-GPU mode than the evidence states")
+        found.append(replace(gpu, cc_mode=item.cc_mode))
 
     # 3. Together
-    if len({gpu.gpu.key_sha256 for gpu in found}) != len(found):
+    if len({gpu.key_sha256 for gpu in found}) != len(found):
         raise _wrong("duplicate", "the evidence has one GPU twice")
-    if len({gpu.gpu.architecture for gpu in found}) != 1:
+    if len({gpu.architecture for gpu in found}) != 1:
         raise _wrong("architecture", "the GPUs are of different architectures")
-    # The state is the machine's, so one machine cannot read two.
+    # The driver has one state for the whole machine.
     if len({(item.cc, item.devtools, item.multi_gpu) for item in parsed}) != 1:
-        raise _wrong("state", "the evidence gives the GPUs different confidential-computing states")
+        raise _wrong("state", "the evidence states different confidential-computing states for the GPUs")
     if parsed[0].multi_gpu == "protected-pcie":
-        checks.lacks("gpu.switches", "NVSwitches carry traffic between the GPUs, and their evidence is not covered yet")
+        checks.lacks("gpu.switches", "NVSwitches carry the GPUs' traffic, and this version cannot appraise them")
     checks.ok("gpu.count", f"{len(found)} different GPUs, confidential computing {found[0].cc_mode}")
     return tuple(found)
 

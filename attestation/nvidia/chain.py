@@ -1,4 +1,4 @@
-"""What a GPU's leaf certificate says of its firmware: the FWID, in the two forms that NVIDIA uses."""
+"""The firmware id (FWID) in a GPU's leaf certificate, in the two forms that NVIDIA uses."""
 
 from cryptography import x509
 
@@ -15,14 +15,14 @@ _FWIDS = 0xA6
 
 
 def firmware(leaf: x509.Certificate) -> tuple[str, bytes]:
-    """(architecture, FWID of 48 bytes): hopper or blackwell by the extension that is there. Raises `EvidenceError`."""
+    """(hopper or blackwell, by the extension that is present; FWID, 48 bytes). Raises `EvidenceError`."""
     found = {
         extension.oid.dotted_string: extension.value.value
         for extension in leaf.extensions
         if isinstance(extension.value, x509.UnrecognizedExtension)
     }
     if (_TCG_FWID in found) == (_TCB_INFO in found):
-        raise EvidenceError("the GPU's certificate does not say which firmware it is for, or says it twice")
+        raise EvidenceError("the GPU's certificate does not name one firmware, in one form")
     if _TCG_FWID in found:
         if len(found[_TCG_FWID]) < _SIZE:
             raise EvidenceError("the GPU's certificate has a firmware id that is too short")
@@ -51,7 +51,7 @@ def _values(data: bytes, tag: int) -> list[bytes]:
 
 
 def _elements(data: bytes) -> list[tuple[int, bytes]]:
-    """The DER elements in `data`, which they fill; at least one."""
+    """The DER elements that fill `data`; at least one. Raises `EvidenceError`."""
     found: list[tuple[int, bytes]] = []
     at = 0
     while at < len(data):

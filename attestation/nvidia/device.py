@@ -21,13 +21,13 @@ _MULTI_GPU = {0: "none", 1: "protected-pcie", 2: "nvlink"}
 _PRODUCTION = 2
 _ON = {0: False, 1: True}
 _ADVICE = {
-    3: "these GPUs or their driver do not have it; confidential computing needs Hopper or later, driver 535.86 or "
+    3: "these GPUs or their driver do not support it; confidential computing needs Hopper or later, driver 535.86 or "
     "later, and the mode switched on by the host",
-    4: "this process may not do it; run it as root, with /dev/nvidiactl and the GPUs' device files",
-    6: "the GPU is not there any more; restart the virtual machine",
+    4: "this process lacks the permission; run it as root, with /dev/nvidiactl and the GPUs' device files",
+    6: "the GPU has disappeared; restart the virtual machine",
     9: "the NVIDIA driver is not loaded; look for the reason in `dmesg`",
     10: "the driver did not answer in time; look at `dmesg` and restart the virtual machine",
-    12: "libnvidia-ml.so.1 is not there; install the NVIDIA driver in the guest",
+    12: "libnvidia-ml.so.1 is missing; install the NVIDIA driver in the guest",
     13: "the NVIDIA driver is too old; install 535.86 or later",
     15: "the GPU is lost; restart the virtual machine",
     16: "the GPU needs a reset; restart the virtual machine",
@@ -38,7 +38,7 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class CcState:
-    """Confidential computing as the driver says it is, for all GPUs together."""
+    """Confidential computing as the driver reports it, for all GPUs together."""
 
     cc: bool
     """The driver's ccFeature. Off under protected PCIe."""
@@ -46,7 +46,7 @@ class CcState:
     multi_gpu: str
     """none, protected-pcie or nvlink."""
     production: bool
-    """False where confidential computing is off, or simulated by the driver."""
+    """False if confidential computing is off, or simulated by the driver."""
 
     @property
     def mode(self) -> str:
@@ -58,35 +58,35 @@ class CcState:
 
 @dataclass(frozen=True)
 class GpuInfo:
-    """What the driver says of one GPU; nothing of it is signed."""
+    """What the driver reports about one GPU; none of it is signed."""
 
     name: str
     architecture: str
-    """hopper, blackwell, or NVML's number of another."""
+    """hopper, blackwell, or NVML's number of another architecture."""
     driver_version: str
     vbios_version: str
     cc_mode: str
     multi_gpu: str
     ready: bool | None
-    """Whether the GPU takes work; None where the driver does not have the question."""
+    """Whether the GPU accepts work; None if the driver cannot tell."""
     protected_kib: int | None
-    """Memory that confidential computing protects; None where the driver does not say."""
+    """Memory that confidential computing protects; None if the driver does not report it."""
     unprotected_kib: int | None
 
 
 class NvidiaGpus:
     """All GPUs that the driver lists. Implements `collect.GpuDevices`.
 
-    `unattested_switches`: under protected PCIe the GPUs talk through NVSwitches that see their traffic, and this
-    version does not attest those. So evidence is refused there, unless the caller says that it may lack them; verifiers
-    are told by `gpu.switches` either way.
+    `unattested_switches`: under protected PCIe the GPUs communicate through NVSwitches that see their traffic, and this
+    version cannot attest those. So collection is refused there, unless the caller accepts evidence without them. Either
+    way verification notes `gpu.switches` as not checked.
     """
 
     def __init__(self, *, unattested_switches: bool = False) -> None:
         """Opens the library. Raises `CollectionError`."""
         self._unattested_switches = unattested_switches
         try:
-            import pynvml  # type: ignore[import-untyped]  # NVIDIA ships no types.
+            import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise CollectionError("the Python package nvidia-ml-py is not installed") from error
         self._nvml: ModuleType = pynvml
@@ -102,7 +102,7 @@ class NvidiaGpus:
             raise CollectionError(f"a nonce has {NONCE_SIZE} bytes")
         state = self.state()
         if state.mode != "off" and not state.production:
-            raise CollectionError("the driver says that its confidential computing is simulated")
+            raise CollectionError("the driver reports that its confidential computing is simulated")
         if state.multi_gpu == "protected-pcie" and not self._unattested_switches:
             raise CollectionError(
                 "the GPUs are under protected PCIe, where NVSwitches carry traffic between them, "
@@ -114,7 +114,7 @@ class NvidiaGpus:
         return encode_bundle([self._evidence(device, place, nonce, state) for place, device in enumerate(devices)])
 
     def mode(self) -> str:
-        """on, off or devtools, as the driver says now. Raises `CollectionError`."""
+        """on, off or devtools, as the driver reports it now. Raises `CollectionError`."""
         return self.state().mode
 
     def state(self) -> CcState:
@@ -124,19 +124,19 @@ class NvidiaGpus:
         settings.version = nvml.nvmlSystemConfComputeSettings_v1
         with self._asking("for the state of confidential computing"):
             try:
-                # The binding gives the code back unchecked.
+                # The binding returns the code unchecked.
                 code = nvml.nvmlSystemGetConfComputeSettings(ctypes.byref(settings))
             except nvml.NVMLError as error:
                 code = error.value
             multi_gpu = settings.multiGpuMode
             if code in (nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_NOT_SUPPORTED):
-                # A driver from before there were modes of several GPUs.
+                # A driver older than the multi-GPU modes.
                 settings, multi_gpu = nvml.nvmlSystemGetConfComputeState(), 0
             elif code != nvml.NVML_SUCCESS:
                 raise nvml.NVMLError(code)
-        # A number that is not known could be a mode that protects less.
+        # An unknown number could be a mode that protects less.
         if settings.ccFeature not in _ON or settings.devToolsMode not in _ON or multi_gpu not in _MULTI_GPU:
-            raise CollectionError("the driver gives a state of confidential computing that this version does not know")
+            raise CollectionError("the driver reports an unknown state of confidential computing; use a later version")
         return CcState(
             cc=_ON[settings.ccFeature],
             devtools=_ON[settings.devToolsMode],
@@ -145,19 +145,19 @@ class NvidiaGpus:
         )
 
     def ready(self) -> bool:
-        """Whether the GPUs take work. Raises `CollectionError`."""
+        """Whether the GPUs accept work. Raises `CollectionError`."""
         with self._asking("whether the GPUs are ready"):
             return bool(self._nvml.nvmlSystemGetConfComputeGpusReadyState())
 
     def set_ready(self, ready: bool) -> None:
-        """Lets the GPUs take work, or stops them from it. Raises `CollectionError`, also where it had no effect."""
+        """Lets the GPUs accept work, or stops them. Raises `CollectionError`, also if it had no effect."""
         with self._asking("to set the GPUs ready" if ready else "to set the GPUs not ready"):
             self._nvml.nvmlSystemSetConfComputeGpusReadyState(int(ready))
         if self.ready() != ready:
             raise CollectionError(f"the GPUs were set {'' if ready else 'not '}ready and are not")
 
     def facts(self) -> tuple[GpuInfo, ...]:
-        """What the driver says of each GPU; changes nothing. Raises `CollectionError`."""
+        """What the driver reports about each GPU; changes nothing. Raises `CollectionError`."""
         nvml, state = self._nvml, self.state()
         with self._asking("for its version"):
             driver = nvml.nvmlSystemGetDriverVersion()
@@ -216,7 +216,7 @@ class NvidiaGpus:
         if len(chain) != CHAIN_LENGTH:
             raise CollectionError(f"GPU {place} gave {len(chain)} certificates instead of {CHAIN_LENGTH}")
         if requested != nonce:
-            raise CollectionError(f"GPU {place} gave a report for another nonce than it was asked with")
+            raise CollectionError(f"GPU {place} gave a report for another nonce than the one requested")
         return GpuEvidence(
             architecture=_ARCHITECTURES[number],
             certificates=tuple(certificate.public_bytes(Encoding.DER) for certificate in chain),
@@ -238,7 +238,7 @@ class NvidiaGpus:
 
 
 def _filled(buffer: "ctypes.Array[ctypes.c_uint8]", size: int) -> bytes:
-    """The part of a fixed buffer that the driver says it filled."""
+    """The part of a fixed buffer that the driver filled, by its own account. Raises `CollectionError`."""
     if not 0 < size <= len(buffer):
-        raise CollectionError(f"the driver says that it filled {size} of {len(buffer)} bytes")
+        raise CollectionError(f"the driver reports that it filled {size} of {len(buffer)} bytes")
     return bytes(buffer[:size])

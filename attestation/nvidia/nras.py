@@ -1,8 +1,8 @@
 """NVIDIA's remote attestation service (NRAS) as an alternative appraisal: its signed verdict, verified offline.
 
 The answer is a detached EAT (RFC 9711): `[["JWT", overall], {"GPU-0": jwt, ...}]`. A JWS in compact form (RFC 7515)
-with one algorithm, ES384, is three base64url parts and one signature: no library is needed, and nothing can be talked
-into another algorithm.
+with one algorithm, ES384, is three base64url parts and one signature. No library is needed, and no other algorithm can
+be chosen.
 """
 
 import base64
@@ -58,7 +58,7 @@ def verify_nras(answer: bytes, jwks: bytes, *, nonce: bytes, now: datetime.datet
 
     # 3. Issuer and times
     expires = [_check_times(item, now) for item in (claims, *gpus.values())]
-    checks.ok("nras.validity", "the verdict is NVIDIA's service's, and current")
+    checks.ok("nras.validity", "the verdict is from NVIDIA's service and current")
 
     # 4. Nonce
     if any(item.get("eat_nonce") != nonce.hex() for item in (claims, *gpus.values())):
@@ -86,7 +86,7 @@ def verify_nras(answer: bytes, jwks: bytes, *, nonce: bytes, now: datetime.datet
 def check_devices(verdict: VerifiedNras, leaves: Sequence[x509.Certificate], checks: Checks) -> None:
     """Requires that the verdict is about exactly the GPUs with these certificates. Raises `VerificationError`.
 
-    Another GPU can have answered the same nonce. The service's `ueid` is the serial number of the GPU's certificate,
+    Another GPU may have answered the same nonce. The service's `ueid` is the serial number of the GPU's certificate,
     in decimal.
     """
     named = [gpu.get("ueid") for gpu in verdict.gpus]
@@ -145,7 +145,7 @@ def _verified(token: str, keys: dict[str, ec.EllipticCurvePublicKey]) -> dict[st
     try:
         key.verify(encode_dss_signature(r, s), f"{parts[0]}.{parts[1]}".encode(), _ALGORITHM)
     except InvalidSignature as error:
-        raise _wrong("signature", "the signature of a token of NVIDIA's verdict does not hold") from error
+        raise _wrong("signature", "the signature of a token of NVIDIA's verdict is invalid") from error
     claims = _json(_base64url(parts[1]), "a token's claims")
     if not isinstance(claims, dict):
         raise EvidenceError("a token's claims are not an object")
@@ -158,7 +158,7 @@ def _check_times(claims: dict[str, object], now: datetime.datetime) -> datetime.
     seconds = now.timestamp()
     start, issued, end = claims.get("nbf"), claims.get("iat"), claims.get("exp")
     if not (type(start) is int and type(issued) is int and type(end) is int):
-        raise EvidenceError("a token of NVIDIA's verdict does not say when it is valid")
+        raise EvidenceError("a token of NVIDIA's verdict does not state when it is valid")
     if not max(start, issued) <= seconds < end:
         raise _wrong("validity", "NVIDIA's verdict is not valid at this time; ask for a new one")
     try:
@@ -184,7 +184,7 @@ def _base64url(text: object) -> bytes:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise EvidenceError("a token has a part that is not base64url") from error
-    # The decoder also takes the other alphabet, padding, and bits behind the last byte: nothing signs the third part.
+    # The decoder also accepts the other alphabet, padding, and bits after the last byte. Nothing signs the third part.
     if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != text:
         raise EvidenceError("a token has a part that is not base64url in its one form")
     return decoded

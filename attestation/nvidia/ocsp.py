@@ -27,8 +27,8 @@ def check_ocsp(
 ) -> tuple[bool, datetime.datetime | None]:
     """(whether every needed certificate has a good, current answer; when the first of these expires).
 
-    An answer about no needed certificate is passed over: a document has those of all its GPUs. One about a needed
-    certificate has to be signed by its issuer or a responder that the issuer named, current, and good.
+    Answers about other certificates are ignored: a document has those of all its GPUs. An answer about a needed
+    certificate has to be current and good, and signed by the issuer or by a responder that the issuer named.
     Raises `EvidenceError`, `VerificationError` (`gpu.ocsp.status`, `.signature`, `.validity`, `.revoked`, `.unknown`).
     """
     covered: dict[bytes, datetime.datetime] = {}
@@ -40,38 +40,38 @@ def check_ocsp(
                 covered[key] = _check(answer, enclosed, certificate, issuer, now)
     missing = len(wanted) - len(covered)
     if wanted and not missing:
-        checks.ok("gpu.ocsp", f"NVIDIA says that none of {len(wanted)} certificates is revoked")
+        checks.ok("gpu.ocsp", f"NVIDIA has revoked none of {len(wanted)} certificates")
     else:
         checks.lacks("gpu.ocsp", f"there is no OCSP answer for {missing} certificates")
     return bool(wanted) and not missing, min(covered.values(), default=None)
 
 
 def ocsp_request(certificate: x509.Certificate, issuer: x509.Certificate) -> bytes:
-    """The DER request about one certificate, without a nonce: the answer serves every client."""
+    """The DER request about one certificate. It has no nonce, so the answer serves every client."""
     request = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, hashes.SHA384()).build()
     return request.public_bytes(Encoding.DER)
 
 
 def _load(der: bytes) -> tuple[ocsp.OCSPResponse, tuple[x509.Certificate, ...]]:
-    """An answer and the certificates in it, which nobody signed along with it."""
+    """An answer and the certificates in it, which the answer's signature does not cover."""
     try:
         answer = ocsp.load_der_ocsp_response(der)
     except ValueError as error:
         raise EvidenceError("an OCSP answer cannot be read") from error
     if answer.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-        raise _wrong("status", f"an OCSP answer says {answer.response_status.name} instead of a status")
+        raise _wrong("status", f"an OCSP answer has the status {answer.response_status.name}, not SUCCESSFUL")
     try:
-        # Several answers in one, or parts that are read late.
+        # The library parses these lazily, and each can raise.
         _ = answer.serial_number, answer.certificate_status, answer.this_update_utc, answer.next_update_utc
         _ = answer.issuer_name_hash, answer.issuer_key_hash, answer.hash_algorithm, answer.revocation_reason
         _ = answer.signature_hash_algorithm, answer.responder_name, answer.responder_key_hash
         certificates = [item.public_bytes(Encoding.DER) for item in answer.certificates]
     except Exception as error:  # The library's errors for odd answers have no common base.
         raise EvidenceError("an OCSP answer cannot be read") from error
-    # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.
+    # The library ignores the signature's count of unused bits, which no signature covers: it has to be 0.
     if b"\x00" + answer.signature not in der:
         raise EvidenceError("an OCSP answer is not DER")
-    # Each may have to be tried.
+    # Each may have to be tried as the signer.
     if len(certificates) > LIMITS.certificates:
         raise EvidenceError(f"an OCSP answer has more than {LIMITS.certificates} certificates")
     return answer, tuple(load(item, "the certificate of an OCSP responder") for item in certificates)
@@ -106,7 +106,7 @@ def _check(
     try:
         key.verify(answer.signature, answer.tbs_response_bytes, ec.ECDSA(algorithm))
     except InvalidSignature as error:
-        raise _wrong("signature", "the signature of an OCSP answer does not hold") from error
+        raise _wrong("signature", "the signature of an OCSP answer is invalid") from error
     until = answer.next_update_utc
     if until is None or not answer.this_update_utc <= now <= until:
         raise _wrong("validity", f"an OCSP answer was current until {until}, not at {now}; fetch a new one")
@@ -124,7 +124,7 @@ def _signer(
     issuer: x509.Certificate,
     now: datetime.datetime,
 ) -> x509.Certificate:
-    """The issuer itself, or the responder that it issued a certificate for this purpose (RFC 6960, 4.2.2.2)."""
+    """The issuer itself, or a responder whose certificate it issued for this purpose (RFC 6960, 4.2.2.2)."""
     for candidate in (issuer, *enclosed):
         if not _is_named(answer, candidate):
             continue
@@ -140,18 +140,18 @@ def _signer(
         if not candidate.not_valid_before_utc <= now <= candidate.not_valid_after_utc:
             raise _wrong("validity", "the certificate of an OCSP responder is not valid at this time")
         return candidate
-    raise _wrong("signature", "an OCSP answer is signed by nobody whom the certificate's issuer named")
+    raise _wrong("signature", "the signer of an OCSP answer is neither the certificate's issuer nor its responder")
 
 
 def _is_named(answer: ocsp.OCSPResponse, certificate: x509.Certificate) -> bool:
     if answer.responder_name is not None:
         return answer.responder_name == certificate.subject
-    # RFC 6960, 4.2.1: the responder's key hash is SHA-1, whatever signs.
+    # RFC 6960, 4.2.1: the responder's key hash is SHA-1, whatever the signature's hash.
     return answer.responder_key_hash == hashlib.sha1(_key_bits(certificate)).digest()  # noqa: S324 - an identifier
 
 
 def _key_bits(certificate: x509.Certificate) -> bytes:
-    """The bits of the public key, without algorithm."""
+    """The bits of the public key, without its algorithm; empty for a key that is not on a curve."""
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey):
         return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)

@@ -1,8 +1,8 @@
 """Reference integrity manifests (RIM): the measurements that NVIDIA expects of a driver or a VBIOS, signed.
 
 A manifest is a SWID tag (ISO/IEC 19770-2, TCG PC Client RIM Information Model) with an enveloped XML signature
-(W3C XML Signature 1.1). Only the one form of signature that NVIDIA makes is read, so there is nothing to wrap: one
-signature, the last child of the root, over the whole document, with one set of algorithms.
+(W3C XML Signature 1.1). Only NVIDIA's form of signature is accepted, which rules out signature wrapping: one signature,
+the last child of the root, over the whole document, with one set of algorithms.
 """
 
 import base64
@@ -49,21 +49,21 @@ _PRODUCTS = {"hopper": ("GH",), "blackwell": ("GB",)}
 
 @dataclass(frozen=True)
 class Rim:
-    """A manifest as it says of itself, until `verify_rim` returns it."""
+    """One manifest; not verified unless `verify_rim` returned it."""
 
     product: str
-    """GH100 and so on."""
+    """Like GH100."""
     version: str
     """Of the driver or the VBIOS."""
     measurements: Mapping[int, frozenset[bytes]]
-    """Digests of 48 bytes that count, by the index of the report's measurement (from 1); active ones only."""
+    """Accepted digests, 48 bytes, by the index of the report's measurement (from 1). Active ones only."""
     chain: tuple[x509.Certificate, ...]
     """The signer's, leaf first, root last."""
     signed: "_Signed"
 
     @property
     def is_vbios(self) -> bool:
-        """A VBIOS's manifest; else a driver's. Told by the form of the version."""
+        """Whether it is a VBIOS's manifest, by the form of the version; else it is a driver's."""
         return _VBIOS_VERSION.fullmatch(self.version) is not None
 
     @property
@@ -100,7 +100,7 @@ class Rim:
 
 @dataclass(frozen=True)
 class _Signed:
-    """The signature's parts, canonical where they are hashed."""
+    """The signature's parts; what is hashed is in canonical form."""
 
     document: bytes
     """The document without its signature."""
@@ -146,7 +146,7 @@ def verify_rim(data: bytes | Rim, *, roots: frozenset[bytes], now: datetime.date
     """Verifies at `now`. Raises `AttestationError`, or returns the manifest.
 
     1. Structure: it follows its format (`EvidenceError`).
-    2. Digest: the signature's digest is the document's.
+    2. Digest: the signature's digest is that of the document.
     3. Chain: the signer's certificates up to a pinned root, all valid at `now`.
     4. Signature: ECDSA P-384 with SHA-384 by the signer over SignedInfo.
     """
@@ -171,7 +171,7 @@ def verify_rim(data: bytes | Rim, *, roots: frozenset[bytes], now: datetime.date
     try:
         key.verify(encode_dss_signature(r, s), signed.information, _ALGORITHM)
     except InvalidSignature as error:
-        raise _wrong("rim.signature", f"the signature of the manifest for {rim.version} does not hold") from error
+        raise _wrong("rim.signature", f"the signature of the manifest for {rim.version} is invalid") from error
     checks.ok("gpu.rim", f"NVIDIA signed the manifest of the {rim.kind} {rim.version}")
     return rim
 
@@ -186,9 +186,9 @@ def rim_ids(report: GpuReport, architecture: str) -> tuple[str, str]:
 
 
 def compare(measurements: Mapping[int, bytes], rims: Sequence[Rim], *, nvdec0_on: bool) -> int:
-    """How many measurements agree; every one that a manifest names has to, but for one exception.
+    """How many measurements agree. Every one that a manifest names has to, with one exception.
 
-    Manifest index 35 is about video decoder 0: where that is off, its measurement may be another.
+    Manifest index 35 is about video decoder 0: if that is off, its measurement may differ.
     Raises `VerificationError`: `gpu.rim.overlap`, `gpu.measurements`.
     """
     wanted: dict[int, frozenset[bytes]] = {}
@@ -200,7 +200,7 @@ def compare(measurements: Mapping[int, bytes], rims: Sequence[Rim], *, nvdec0_on
     excused = set() if nvdec0_on else {_NVDEC0_INDEX + 1}
     if differing - excused:
         raise _wrong(
-            "measurements", f"the measurements {_list(differing - excused)} are not what NVIDIA's manifests say"
+            "measurements", f"the measurements {_list(differing - excused)} are not those in NVIDIA's manifests"
         )
     matched = len(wanted) - len(differing)
     if not matched:
@@ -217,21 +217,19 @@ def _root(data: bytes) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise EvidenceError("the manifest is not XML that can be read") from error
-    about: Any = root.getroottree().docinfo  # The stubs know less of it than there is.
+        raise EvidenceError("the manifest is not readable XML") from error
+    about: Any = root.getroottree().docinfo  # The stubs lack `doctype`.
     if about.doctype:
-        raise EvidenceError("the manifest has a document type, which none of NVIDIA's has")
+        raise EvidenceError("the manifest has a document type, which NVIDIA's never have")
     if root.tag != f"{_SWID}SoftwareIdentity":
         raise EvidenceError("the manifest is not a software identity (SWID) tag")
     if root.getprevious() is not None or root.getnext() is not None:
-        raise EvidenceError("the manifest has comments or instructions around it, which none of NVIDIA's has")
+        raise EvidenceError("the manifest has comments or instructions around it, which NVIDIA's never have")
     for element in root.iter():
-        # C14N 1.0, which lxml has, and 1.1 differ in attributes of this namespace only.
+        # lxml implements C14N 1.0, which differs from 1.1 only in attributes of this namespace.
         if not isinstance(element.tag, str) or any(str(name).startswith(_XML) for name in element.attrib):
-            raise EvidenceError(
-                "the manifest has comments, instructions or xml: attributes, which none of NVIDIA's has"
-            )
-        # Canonicalization takes time quadratic in both; real ones have 12 and 6.
+            raise EvidenceError("the manifest has comments, instructions or xml: attributes, which NVIDIA's never have")
+        # Canonicalization takes time quadratic in both; NVIDIA's have 12 and 6.
         if len(element.attrib) > _ATTRIBUTES or len(element.nsmap) > _NAMESPACES:
             raise EvidenceError("the manifest has an element with too many attributes or namespaces")
     return root
@@ -242,7 +240,7 @@ def _measurements(payload: etree._Element) -> Mapping[int, frozenset[bytes]]:
     seen: set[int] = set()
     for resource in payload:
         if resource.tag != f"{_SWID}Resource" or resource.get("type") != "Measurement":
-            raise EvidenceError("the manifest's payload holds something else than measurements")
+            raise EvidenceError("the manifest's payload has an element that is not a measurement")
         index = _number(resource, "index")
         if index in seen:
             raise EvidenceError(f"the manifest has measurement {index} twice")
@@ -252,11 +250,11 @@ def _measurements(payload: etree._Element) -> Mapping[int, frozenset[bytes]]:
         if size != _DIGEST_SIZE or sorted(digests) != list(range(alternatives)) or not digests:
             raise EvidenceError(f"the manifest's measurement {index} does not have the digests that it announces")
         values = frozenset(_hex(str(value), index) for value in digests.values())
-        # Counts from 0; the report's measurements from 1.
+        # The manifest counts from 0, the report from 1.
         if resource.get("active") == "True":
             found[index + 1] = values
         elif resource.get("active") != "False":
-            raise EvidenceError(f"the manifest does not say whether measurement {index} is active")
+            raise EvidenceError(f"the manifest does not state whether measurement {index} is active")
     if not found:
         raise EvidenceError("the manifest names no active measurement")
     return MappingProxyType(found)
@@ -301,7 +299,7 @@ def _base64(element: etree._Element) -> bytes:
 
 
 def _without_signature(root: etree._Element) -> bytes:
-    """The canonical form after the enveloped-signature transform: the element goes, the text behind it stays."""
+    """The canonical form after the enveloped-signature transform, which keeps the text after the element."""
     document = copy.deepcopy(root)
     signature = document[-1]
     before = signature.getprevious()

@@ -3,13 +3,13 @@
 DMTF DSP0274, 1.1.0, tables 40 to 43; the opaque data is NVIDIA's. Integers are little-endian.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
 from adytum.attestation.core.errors import EvidenceError
+from adytum.attestation.core.reader import Reader
 
 _REQUEST = bytes.fromhex("11e001ff")
 _REQUEST_SIZE = 37
@@ -31,14 +31,14 @@ _NVDEC0_ON, _NVDEC0_OFF = 0xAA, 0x55
 
 @dataclass(frozen=True)
 class GpuReport:
-    """A report as it says of itself; nothing of it is believed yet."""
+    """One report, parsed and not yet verified."""
 
     requester_nonce: bytes
-    """32 bytes, from the request: the caller's. The one in the response is the device's own."""
+    """32 bytes, from the request: the caller's. The response has another, the device's own."""
     measurements: Mapping[int, bytes]
     """By index from 1, 48 bytes each."""
     opaque: Mapping[int, bytes]
-    """NVIDIA's fields by type. Unknown types are kept; a missing one is missing."""
+    """NVIDIA's fields by type. Unknown types are kept."""
     signed: bytes
     signature: bytes
     """r, then s, 48 bytes each, big-endian."""
@@ -48,19 +48,19 @@ class GpuReport:
         """Reads a report by its lengths. Raises `EvidenceError`."""
         if len(data) < _REQUEST_SIZE or data[:4] != _REQUEST:
             raise EvidenceError("the GPU's report does not begin with an SPDM 1.1 request for all measurements")
-        response = _Reader(data, _REQUEST_SIZE)
-        if response.take(2) != _RESPONSE:
+        report = Reader(data, "the GPU's report")
+        report.take(_REQUEST_SIZE)
+        if report.take(2) != _RESPONSE:
             raise EvidenceError("the GPU's report has no SPDM 1.1 response with measurements")
-        response.take(2)
-        blocks = response.take(1)[0]
-        record = response.take(int.from_bytes(response.take(3), "little"))
-        response.take(_NONCE_SIZE)
-        opaque = response.take(int.from_bytes(response.take(2), "little"))
-        signed = data[: response.at]
-        signature = response.take(_SIGNATURE_SIZE)
-        rest = data[response.at :]
+        report.take(2)
+        blocks, record = report.integer(1), report.sized(3)
+        report.take(_NONCE_SIZE)
+        opaque = report.sized(2)
+        signed = data[: report.at]
+        signature = report.take(_SIGNATURE_SIZE)
+        rest = report.take(report.left)
         if len(rest) > _PADDING or any(rest):
-            raise EvidenceError("the GPU's report has bytes behind its signature")
+            raise EvidenceError("the GPU's report has bytes after its signature")
         return cls(
             requester_nonce=data[4 : 4 + _NONCE_SIZE],
             measurements=_measurements(record, blocks),
@@ -86,7 +86,7 @@ class GpuReport:
         if self.is_switch:
             return self._text(_VBIOS_VERSION)
         if len(raw) != 8:
-            raise EvidenceError("the GPU's report does not say its VBIOS's version")
+            raise EvidenceError("the GPU's report does not state the VBIOS's version")
         low, high = raw[:4][::-1], raw[4:5]
         return ".".join(f"{byte:02X}" for byte in (*low, *high))
 
@@ -104,12 +104,12 @@ class GpuReport:
 
     @property
     def chip_info(self) -> str | None:
-        """Names the driver's manifest on Blackwell; None where the driver does not report it."""
+        """Names the driver's manifest on Blackwell; None if the driver does not report it."""
         return self._text(_CHIP_INFO) if _CHIP_INFO in self.opaque else None
 
     @property
     def fwid(self) -> bytes | None:
-        """48 bytes; None with drivers that do not report it (535, 545)."""
+        """48 bytes; None for drivers that do not report it (535, 545)."""
         found = self.opaque.get(_FWID)
         if found is not None and len(found) != _DIGEST_SIZE:
             raise EvidenceError("the GPU's report has a firmware id that is not 48 bytes")
@@ -117,25 +117,25 @@ class GpuReport:
 
     @property
     def nvdec0_on(self) -> bool:
-        """Whether video decoder 0 runs: the manifest's index 35 measures it only then."""
+        """Whether video decoder 0 runs. Only then does the manifest's index 35 apply."""
         found = self.opaque.get(_NVDEC0, b"")
         if len(found) < 1 or found[0] not in (_NVDEC0_ON, _NVDEC0_OFF) or any(found[1:]):
-            raise EvidenceError("the GPU's report does not say whether its video decoder 0 is on")
+            raise EvidenceError("the GPU's report does not state whether its video decoder 0 is on")
         return found[0] == _NVDEC0_ON
 
     @property
     def protected_pcie(self) -> bool | None:
-        """Whether the GPU is under protected PCIe; None with drivers that do not report it (535, Blackwell's)."""
+        """Whether the GPU is under protected PCIe; None for drivers that do not report it (535, Blackwell's)."""
         found = self.opaque.get(_PPCIE)
         if found is None:
             return None if self.feature_flag is None else self.feature_flag == _FLAG_PPCIE
         if found not in (b"\xaa", b"\x55"):
-            raise EvidenceError("the GPU's report does not say whether it is under protected PCIe")
+            raise EvidenceError("the GPU's report does not state whether it is under protected PCIe")
         return found == b"\xaa"
 
     @property
     def feature_flag(self) -> int | None:
-        """0 one GPU passed through, 1 several, 2 protected PCIe; None where it is not reported."""
+        """0 one GPU passed through, 1 several, 2 protected PCIe; None if it is not reported."""
         found = self.opaque.get(_FEATURE_FLAG)
         return None if found is None else int.from_bytes(found, "little")
 
@@ -146,44 +146,27 @@ class GpuReport:
         return raw.decode("ascii")
 
 
-class _Reader:
-    def __init__(self, data: bytes, at: int = 0) -> None:
-        self._data = data
-        self.at = at
-
-    def take(self, size: int) -> bytes:
-        end = self.at + size
-        if end > len(self._data):
-            raise EvidenceError("the GPU's report ends too early")
-        taken, self.at = self._data[self.at : end], end
-        return taken
-
-    @property
-    def done(self) -> bool:
-        return self.at == len(self._data)
-
-
 def _measurements(record: bytes, blocks: int) -> Mapping[int, bytes]:
-    reader = _Reader(record)
+    reader = Reader(record, "the record of the GPU's measurements")
     found: dict[int, bytes] = {}
     for _ in range(blocks):
-        index, specification, size = struct.unpack("<BBH", reader.take(4))
-        kind, digest_size = struct.unpack("<BH", reader.take(3))
+        index, specification, size = reader.unpack("<BBH")
+        kind, digest_size = reader.unpack("<BH")
         if specification != _DMTF or kind & _RAW or digest_size != _DIGEST_SIZE or size != digest_size + 3:
             raise EvidenceError(f"the GPU's measurement {index} is not a SHA-384 digest in DMTF's form")
         if index <= max(found, default=0):
-            raise EvidenceError(f"the GPU's measurement {index} is there twice, or not in its place")
+            raise EvidenceError(f"the GPU's measurement {index} is there twice or out of order")
         found[index] = reader.take(digest_size)
-    if not reader.done or not found:
+    if reader.left or not found:
         raise EvidenceError("the GPU's measurements do not fill their record")
     return MappingProxyType(found)
 
 
 def _opaque(data: bytes) -> Mapping[int, bytes]:
-    reader = _Reader(data)
+    reader = Reader(data, "the opaque data of the GPU's report")
     found: dict[int, bytes] = {}
-    while not reader.done:
-        kind, size = struct.unpack("<HH", reader.take(4))
+    while reader.left:
+        kind, size = reader.unpack("<HH")
         if kind in found:
             raise EvidenceError(f"the GPU's report has its field {kind} twice")
         found[kind] = reader.take(size)

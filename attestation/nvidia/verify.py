@@ -2,10 +2,8 @@
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,6 +13,7 @@ from adytum.attestation.core.certificates import check_chain, load, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
 from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.document.facts import GpuFacts
 from adytum.attestation.nvidia import chain as gpu_chain
 from adytum.attestation.nvidia.ocsp import check_ocsp
 from adytum.attestation.nvidia.rim import Rim, compare, verify_rim
@@ -22,29 +21,6 @@ from adytum.attestation.nvidia.spdm import GpuReport
 
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _HALF = 48
-
-
-@dataclass(frozen=True)
-class VerifiedGpu:
-    """A report that a genuine GPU signed on the nonce."""
-
-    architecture: str
-    """hopper or blackwell."""
-    driver_version: str
-    vbios_version: str
-    fwid: bytes
-    """The firmware that the GPU's certificate is for, 48 bytes."""
-    key_sha256: bytes
-    """SHA-256 of the SubjectPublicKeyInfo of the GPU's key: which device it is."""
-    feature_flag: int | None
-    protected_pcie: bool | None
-    """Whether the GPU says that it is under protected PCIe; None with drivers that do not report it."""
-    rims_checked: bool
-    """Whether the measurements were compared with both manifests, of driver and VBIOS."""
-    measurements_matched: int
-    revocation_checked: bool
-    """Whether a current, good answer was there for every certificate that NVIDIA's service answers for."""
-    valid_until: datetime.datetime
 
 
 def verify_gpu(
@@ -57,21 +33,22 @@ def verify_gpu(
     checks: Checks,
     rims: Sequence[bytes | Rim] = (),
     ocsp: Sequence[bytes] = (),
-) -> VerifiedGpu:
-    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+) -> GpuFacts:
+    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
-    `chain`: DER, leaf first, five certificates. `rims`: manifests, XML or parsed and not yet verified; those of other
-    products are passed over.
+    `chain`: DER, leaf first, five certificates. `rims`: manifests, as XML or parsed and not yet verified; those of
+    other products are ignored.
 
     1. Structure: report and certificates follow their formats (`EvidenceError`).
     2. Chain: up to the pinned Device Identity CA, all valid at `now`.
     3. Signature: ECDSA P-384 with SHA-384 by the leaf over everything before it.
-    4. Nonce: the request that the GPU answered carried `nonce`.
+    4. Nonce: the request in the report carries `nonce`.
     5. Kind: a GPU, not a switch (`UnsupportedError`).
     6. Firmware: the report's FWID is the certificate's. Drivers 535 and 545 report none; this is noted as not checked.
-    7. Manifests: of this driver and this VBIOS, signed under the pinned root, valid at `now`; and every measurement
-       that they name is the report's. Where one is missing this is noted as not checked, and the other is compared.
-    8. Revocation: NVIDIA's OCSP answers. Where one is missing this is noted as not checked.
+    7. Manifests: those of this driver and this VBIOS are signed under the pinned root and valid at `now`, and the
+       report has every measurement that they name. If one is missing, this is noted as not checked; the other is
+       compared.
+    8. Revocation: NVIDIA's OCSP answers. If one is missing, this is noted as not checked.
     """
     # 1. Structure
     parsed = GpuReport.parse(report)
@@ -92,7 +69,7 @@ def verify_gpu(
     try:
         key.verify(encode_dss_signature(r, s), parsed.signed, _ALGORITHM)
     except InvalidSignature as error:
-        raise _wrong("signature", "the report's signature does not hold for the certificate's key") from error
+        raise _wrong("signature", "the report's signature is invalid for the certificate's key") from error
     checks.ok("gpu.signature", "the GPU's key signed the report")
 
     # 4. Nonce
@@ -107,7 +84,7 @@ def verify_gpu(
     # 6. Firmware
     architecture, fwid = gpu_chain.firmware(certificates[0])
     if parsed.fwid is None:
-        checks.lacks("gpu.fwid", "the driver is too old to report which firmware the GPU runs")
+        checks.lacks("gpu.fwid", "the driver is too old to report the GPU's firmware")
     elif parsed.fwid != fwid:
         raise _wrong("fwid", "the GPU runs another firmware than its certificate is for")
     else:
@@ -115,31 +92,30 @@ def verify_gpu(
 
     # 7. Manifests
     expires = [certificate.not_valid_after_utc for certificate in certificates]
-    # NVIDIA answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
-    needed = [(certificates[at], certificates[at + 1]) for at in range(1, len(certificates) - 1)]
+    # NVIDIA's service answers for all but leaf and root of the device's chain, and all but the root of a manifest's.
+    needed = list(pairwise(certificates[1:]))
     manifests = _manifests(parsed, architecture, rims, roots, now, checks)
     matched = 0
     if manifests:
         matched = compare(parsed.measurements, manifests, nvdec0_on=parsed.nvdec0_on)
-        checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name are as they say")
+        checks.ok("gpu.measurements", f"all {matched} measurements that NVIDIA's manifests name agree with the report")
     for rim in manifests:
-        needed += _pairs(rim.chain)
+        needed += pairwise(rim.chain)
         expires.append(rim.valid_until)
     rims_checked = {rim.is_vbios for rim in manifests} == {True, False}
     if not rims_checked:
-        checks.lacks("gpu.rim", "NVIDIA's manifest of the driver or the VBIOS was not given")
+        checks.lacks("gpu.rim", "NVIDIA's manifest of the driver or the VBIOS is missing")
 
     # 8. Revocation
     covered, until = check_ocsp(ocsp, needed, now=now, checks=checks)
     if until is not None:
         expires.append(until)
-    return VerifiedGpu(
+    return GpuFacts(
         architecture=architecture,
-        driver_version=parsed.driver_version,
-        vbios_version=parsed.vbios_version,
+        driver=parsed.driver_version,
+        vbios=parsed.vbios_version,
         fwid=fwid,
         key_sha256=spki_sha256(certificates[0]),
-        feature_flag=parsed.feature_flag,
         protected_pcie=parsed.protected_pcie,
         rims_checked=rims_checked,
         measurements_matched=matched,
@@ -156,7 +132,7 @@ def _manifests(
     now: datetime.datetime,
     checks: Checks,
 ) -> tuple[Rim, ...]:
-    """The manifests of this driver and this VBIOS among `rims`; each that is there has to verify."""
+    """The manifests of this driver and this VBIOS among `rims`, verified."""
     found: dict[bool, Rim] = {}
     for data in rims:
         rim = data if isinstance(data, Rim) else Rim.parse(data)
@@ -166,10 +142,6 @@ def _manifests(
             raise EvidenceError(f"there are two manifests of the {rim.kind} {rim.version}")
         found[rim.is_vbios] = verify_rim(rim, roots=roots.nvidia_rim, now=now, checks=checks)
     return tuple(found.values())
-
-
-def _pairs(chain: Sequence[x509.Certificate]) -> list[tuple[x509.Certificate, x509.Certificate]]:
-    return list(pairwise(chain))
 
 
 def _wrong(code: str, message: str) -> VerificationError:

@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from adytum.attestation.core.ed25519 import small_order
 from adytum.attestation.core.errors import PolicyFileError
 from adytum.attestation.core.limits import LIMITS
-from adytum.attestation.core.signing import small_order
 from adytum.attestation.reference import release
 
 KEYS: Mapping[str, tuple[str, str]] = {
@@ -160,7 +160,7 @@ class PolicyFile:
         """Whether the value is this word instead of a list."""
         return self._values[key] == word
 
-    def release(self, key: str) -> release.Required | Literal["none"]:
+    def release(self, key: str) -> release.RequiredRelease | Literal["none"]:
         """`none`, or a signed release beside the policy."""
         value = self._values[key]
         if value == "none":

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adytum.attestation.core.errors import PolicyError
-from adytum.attestation.policy.rules import Any, Facts, GpuFacts, one_of
+from adytum.attestation.document.facts import Facts, GpuFacts
+from adytum.attestation.policy.rules import AnyValue, one_of
 
 Allowed = Literal["refused", "allowed"]
 Required = Literal["required", "optional"]
@@ -20,20 +21,20 @@ _VERSION = re.compile(r"[0-9A-Fa-f]+(\.[0-9A-Fa-f]+)*")
 class MinimumTcb:
     """The oldest firmware that counts, by product line and component. A product or component not listed is refused."""
 
-    minimum: Mapping[str, Mapping[str, int]] | Any
+    minimum: Mapping[str, Mapping[str, int]] | AnyValue
 
     def check(self, facts: Facts) -> None:
-        if self.minimum == "any" or facts.snp is None:
+        if self.minimum == "any" or facts.cpu.snp is None:
             return
-        wanted = self.minimum.get(facts.snp.product)
+        wanted = self.minimum.get(facts.cpu.snp.product)
         if wanted is None:
             raise PolicyError(
-                "minimum_tcb", f"the CPU is of the line {facts.snp.product}, which the policy does not list"
+                "minimum_tcb", f"the CPU is of the line {facts.cpu.snp.product}, which the policy does not list"
             )
         for name, level in wanted.items():
-            found = facts.snp.tcb.get(name)
+            found = facts.cpu.snp.tcb.get(name)
             if found is None:
-                raise PolicyError("minimum_tcb", f"{facts.snp.product} has no firmware component {name}")
+                raise PolicyError("minimum_tcb", f"{facts.cpu.snp.product} has no firmware component {name}")
             if found < level:
                 raise PolicyError(
                     "minimum_tcb", f"the CPU's {name} firmware is at level {found}; the policy wants {level} or newer"
@@ -47,7 +48,7 @@ class Debug:
     verdict: Allowed
 
     def check(self, facts: Facts) -> None:
-        if facts.debug and self.verdict == "refused":
+        if facts.cpu.debug and self.verdict == "refused":
             raise PolicyError("debug", "the guest was started with debugging on, so its host can read all of it")
 
 
@@ -58,7 +59,7 @@ class Migration:
     verdict: Allowed
 
     def check(self, facts: Facts) -> None:
-        if facts.migration and self.verdict == "refused":
+        if facts.cpu.migration and self.verdict == "refused":
             raise PolicyError("migration", "a migration agent may move the guest, and with it its memory")
 
 
@@ -66,27 +67,27 @@ class Migration:
 class Vmpl:
     """The privilege levels from which the SNP report may come."""
 
-    accepted: frozenset[int] | Any
+    accepted: frozenset[int] | AnyValue
 
     def check(self, facts: Facts) -> None:
-        if self.accepted != "any" and facts.snp is not None and facts.snp.vmpl not in self.accepted:
+        if self.accepted != "any" and facts.cpu.snp is not None and facts.cpu.snp.vmpl not in self.accepted:
             levels = ", ".join(map(str, sorted(self.accepted)))
-            raise PolicyError("vmpl", f"the report comes from VMPL {facts.snp.vmpl}; the policy accepts {levels}")
+            raise PolicyError("vmpl", f"the report comes from VMPL {facts.cpu.snp.vmpl}; the policy accepts {levels}")
 
 
 @dataclass(frozen=True)
 class Platform:
     """Flags of the SNP platform that have to be set, or clear."""
 
-    set_: frozenset[str] | Any
-    clear: frozenset[str] | Any
+    set_: frozenset[str] | AnyValue
+    clear: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
-        if facts.snp is None:
+        if facts.cpu.snp is None:
             return
-        if self.set_ != "any" and (missing := self.set_ - facts.snp.flags):
+        if self.set_ != "any" and (missing := self.set_ - facts.cpu.snp.flags):
             raise PolicyError("platform_set", f"the platform does not have {', '.join(sorted(missing))}")
-        if self.clear != "any" and (present := self.clear & facts.snp.flags):
+        if self.clear != "any" and (present := self.clear & facts.cpu.snp.flags):
             raise PolicyError("platform_clear", f"the platform has {', '.join(sorted(present))}")
 
 
@@ -94,26 +95,26 @@ class Platform:
 class Chips:
     """Which processors: the SNP report's chip_id, 64 bytes."""
 
-    accepted: frozenset[bytes] | Any
+    accepted: frozenset[bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
-        if facts.snp is not None:
-            one_of("chips", "the chip's id", facts.snp.chip_id, self.accepted)
+        if facts.cpu.snp is not None:
+            one_of("chips", "the chip's id", facts.cpu.snp.chip_id, self.accepted)
 
 
 @dataclass(frozen=True)
 class Pcrs:
     """Values of the vTPM's registers (SHA-256). Where some are named, evidence without a vTPM is refused."""
 
-    values: Mapping[int, bytes] | Any
+    values: Mapping[int, bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.values == "any":
             return
-        if facts.pcrs is None:
+        if facts.cpu.pcrs is None:
             raise PolicyError("pcrs", "the policy names PCR values, and this evidence has no vTPM")
         for index, wanted in self.values.items():
-            if facts.pcrs.get(index) != wanted:
+            if facts.cpu.pcrs.get(index) != wanted:
                 raise PolicyError("pcrs", f"PCR {index} is not {wanted.hex()}")
 
 
@@ -121,14 +122,14 @@ class Pcrs:
 class TdxStatus:
     """Intel's verdict on the platform's TCB. Evidence without collateral has none, which only `any` accepts."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
-        if self.accepted == "any" or facts.tdx is None:
+        if self.accepted == "any" or facts.cpu.tdx is None:
             return
-        if facts.tdx.status is None:
+        if facts.cpu.tdx.status is None:
             raise PolicyError("tdx_status", "the evidence has no collateral of Intel's, so the TCB's status is unknown")
-        one_of("tdx_status", "the TCB's status", facts.tdx.status, self.accepted)
+        one_of("tdx_status", "the TCB's status", facts.cpu.tdx.status, self.accepted)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class CpuRevocation:
     verdict: Required
 
     def check(self, facts: Facts) -> None:
-        if self.verdict == "required" and facts.cpu_revocation_checked is False:
+        if self.verdict == "required" and facts.cpu.revocation_checked is False:
             raise PolicyError("cpu_revocation", "the evidence has no list of revoked CPU certificates to check against")
 
 
@@ -164,7 +165,7 @@ class Gpu:
 class GpuArchitecture:
     """Which architectures."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         for gpu in facts.gpus:
@@ -188,7 +189,7 @@ class CcMode:
 class Versions:
     """Accepted versions: each is exact, or `>=` and the oldest that counts. Parts compare as hexadecimal numbers."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def accepts(self, version: str) -> bool:
         """Whether one of them fits. A version in another form than dotted numbers fits only an equal one."""

@@ -7,10 +7,11 @@ from types import MappingProxyType
 from typing import Literal, Self, cast
 
 from adytum.attestation.document.evidence import CC_MODES, PADDINGS, SANDBOXES
+from adytum.attestation.document.facts import Facts
 from adytum.attestation.policy import hardware, rules
 from adytum.attestation.policy.file import PolicyFile, Value, render
-from adytum.attestation.policy.rules import Facts, Rule
-from adytum.attestation.reference.release import Required
+from adytum.attestation.policy.rules import Rule
+from adytum.attestation.reference.release import RequiredRelease
 
 PROVIDERS = frozenset({"simulated", "sev-snp", "sev-snp-vtpm", "tdx"})
 ARCHITECTURES = frozenset({"hopper", "blackwell"})
@@ -52,11 +53,11 @@ MAXIMUM_GPUS = 16
 
 @dataclass(frozen=True)
 class Policy:
-    """One rule for each claim. A rule that is not given is a missing argument, not a skipped check."""
+    """One rule for each claim. A missing rule is a missing argument, not a skipped check."""
 
     cpu: rules.Cpu
     measurement: rules.Measurement
-    release: rules.Release
+    release: rules.SignedRelease
     minimum_tcb: hardware.MinimumTcb
     debug: hardware.Debug
     migration: hardware.Migration
@@ -84,11 +85,11 @@ class Policy:
 
     @classmethod
     def default(cls, measurements: frozenset[bytes]) -> Self:
-        """For production: hardware evidence with one of these launch measurements, GPUs attested, in CC mode On."""
+        """For production: hardware evidence with one of these launch measurements, and attested GPUs in CC mode On."""
         return cls(
             cpu=rules.Cpu(frozenset({"sev-snp"})),
             measurement=rules.Measurement(measurements),
-            release=rules.Release("none"),
+            release=rules.SignedRelease("none"),
             minimum_tcb=hardware.MinimumTcb("any"),
             debug=hardware.Debug("refused"),
             migration=hardware.Migration("refused"),
@@ -130,9 +131,9 @@ class Policy:
 
     @classmethod
     def self_check(cls, provider: str, cc_mode: str, gpus: bool) -> Self:
-        """For a backend's own evidence: that it holds and is of the hardware that the configuration names.
+        """For a backend's own evidence: it is valid, and from the hardware that the configuration names.
 
-        Whether it is enough, and whether the vendors' collateral is there already, is for each client's policy.
+        Whether that is enough, and whether the vendors' collateral is there already, each client's policy decides.
         """
         return replace(
             cls.accept_simulated(),
@@ -148,12 +149,12 @@ class Policy:
 
     @classmethod
     def from_toml(cls, source: bytes | PathLike[str]) -> Self:
-        """Reads a policy: `bytes` are its text, a path is its file. Raises `PolicyFileError`."""
+        """Reads a policy from its text (`bytes`) or its file (a path). Raises `PolicyFileError`."""
         file = PolicyFile(source)
         return cls(
             cpu=rules.Cpu(file.words("cpu", PROVIDERS)),
             measurement=rules.Measurement(file.digests("measurement", 48)),
-            release=rules.Release(file.release("release")),
+            release=rules.SignedRelease(file.release("release")),
             minimum_tcb=hardware.MinimumTcb(file.levels("minimum_tcb", TCB_COMPONENTS)),
             debug=hardware.Debug(cast(hardware.Allowed, file.word("debug", _REFUSED))),
             migration=hardware.Migration(cast(hardware.Allowed, file.word("migration", _REFUSED))),
@@ -185,7 +186,7 @@ class Policy:
         )
 
     def to_toml(self) -> str:
-        """The policy as a file with comments; `from_toml` reads it back."""
+        """The policy as a commented file, which `from_toml` reads back."""
         return render(
             {
                 "cpu": self.cpu.accepted,
@@ -226,11 +227,11 @@ class Policy:
         rules.KeysAlive().check(facts)
 
     def evaluate_cpu(self, facts: Facts) -> None:
-        """Applies the rules about the CPU only: for a report that is judged by itself. Raises `PolicyError`."""
+        """Applies only the rules about the CPU, for a report that is judged by itself. Raises `PolicyError`."""
         self._apply(facts, _CPU_RULES)
 
     def evaluate_gpus(self, facts: Facts) -> None:
-        """Applies the rules about GPUs only: for reports that are judged by themselves. Raises `PolicyError`."""
+        """Applies only the rules about GPUs, for reports that are judged by themselves. Raises `PolicyError`."""
         self._apply(facts, _GPU_RULES)
 
     def _apply(self, facts: Facts, names: Iterable[str]) -> None:
@@ -239,7 +240,7 @@ class Policy:
             rule.check(facts)
 
 
-def _release(required: Required | Literal["none"]) -> Value:
+def _release(required: RequiredRelease | Literal["none"]) -> Value:
     if required == "none":
         return required
     return {"file": required.file, "keys": required.keys, "minimum": required.minimum}

@@ -5,75 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from adytum.attestation.core.errors import PolicyError
-from adytum.attestation.document.evidence import Claims
+from adytum.attestation.document.facts import Facts
 from adytum.attestation.reference import release
 
-Any = Literal["any"]
+AnyValue = Literal["any"]
 """Written out where a relying party does not care."""
 T = TypeVar("T", str, bytes)
-
-
-@dataclass(frozen=True)
-class SnpFacts:
-    """Of a verified SEV-SNP report."""
-
-    product: str
-    """Milan, Genoa or Turin."""
-    tcb: Mapping[str, int]
-    """Firmware levels by component: bootloader, tee, snp, microcode, and fmc on Turin."""
-    vmpl: int
-    flags: frozenset[str]
-    """Names of the platform_info bits that are set."""
-    chip_id: bytes
-
-
-@dataclass(frozen=True)
-class TdxFacts:
-    """Of a verified TDX quote."""
-
-    status: str | None
-    """Intel's verdict, like UpToDate; None where no collateral was given."""
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """Of one verified GPU."""
-
-    architecture: str
-    driver: str
-    vbios: str
-    cc_mode: str
-    rims_checked: bool
-    revocation_checked: bool
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What verification has established, for the rules to judge."""
-
-    provider: str
-    measurement: bytes
-    claims: Claims | None
-    """None where a report is judged by itself, without a document."""
-    signed_at: tuple[tuple[str, int], ...]
-    """Every time under the signature: its name, seconds since 1970."""
-    now: float
-    debug: bool
-    migration: bool
-    cpu_revocation_checked: bool | None
-    """None: simulated evidence, whose certificate nobody could revoke."""
-    snp: SnpFacts | None
-    tdx: TdxFacts | None
-    pcrs: Mapping[int, bytes] | None
-    gpus: tuple[GpuFacts, ...]
-    """One for each GPU whose evidence was verified."""
-
-    @property
-    def stated(self) -> Claims:
-        """The claims, for rules about them. Raises `PolicyError` where there are none."""
-        if self.claims is None:
-            raise PolicyError("claims", "a report by itself has no claims; verify a whole document")
-        return self.claims
 
 
 class Rule(Protocol):
@@ -90,13 +27,13 @@ class Cpu:
     accepted: frozenset[str]
 
     def check(self, facts: Facts) -> None:
-        if facts.provider in self.accepted:
+        if facts.cpu.provider in self.accepted:
             return
         advice = ""
-        if facts.provider == "simulated":
+        if facts.cpu.provider == "simulated":
             advice = '. Simulated evidence proves nothing about hardware; for a local demo write cpu = ["simulated"]'
         raise PolicyError(
-            "cpu", f"the CPU evidence is {facts.provider}; the policy accepts {_list(self.accepted)}{advice}"
+            "cpu", f"the CPU evidence is {facts.cpu.provider}; the policy accepts {_list(self.accepted)}{advice}"
         )
 
 
@@ -104,17 +41,17 @@ class Cpu:
 class Measurement:
     """What the CPU measured at launch."""
 
-    accepted: frozenset[bytes] | Any
+    accepted: frozenset[bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
-        one_of("measurement", "the launch measurement", facts.measurement, self.accepted)
+        one_of("measurement", "the launch measurement", facts.cpu.measurement, self.accepted)
 
 
 @dataclass(frozen=True)
-class Release:
+class SignedRelease:
     """Whether launch and configuration have to be those of one version in a signed release."""
 
-    required: release.Required | Literal["none"]
+    required: release.RequiredRelease | Literal["none"]
 
     def check(self, facts: Facts) -> None:
         if self.required == "none":
@@ -122,12 +59,12 @@ class Release:
         found = self.required.release
         # A report that is judged by itself states no configuration.
         configuration = None if facts.claims is None else facts.claims.configuration_sha256
-        if found.version(facts.measurement, configuration) is None:
+        if found.version(facts.cpu.measurement, configuration) is None:
             stated = "" if configuration is None else f" with the configuration {configuration.hex()}"
             raise PolicyError(
                 "release",
                 f"no version in the release {found.sequence} ({', '.join(v.name for v in found.versions)}) has the "
-                f"launch measurement {facts.measurement.hex()}{stated}",
+                f"launch measurement {facts.cpu.measurement.hex()}{stated}",
             )
 
 
@@ -135,7 +72,7 @@ class Release:
 class Models:
     """Which models, with which weights. Every model that the backend claims has to be listed here."""
 
-    roots: Mapping[str, bytes] | Any
+    roots: Mapping[str, bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         if self.roots == "any":
@@ -156,7 +93,7 @@ class Models:
 class Configuration:
     """The SHA-256 of the backend's configuration."""
 
-    accepted: frozenset[bytes] | Any
+    accepted: frozenset[bytes] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("configuration", "the configuration's SHA-256", facts.stated.configuration_sha256, self.accepted)
@@ -166,7 +103,7 @@ class Configuration:
 class Software:
     """The backend's software version."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("software", "the software version", facts.stated.software_version, self.accepted)
@@ -176,7 +113,7 @@ class Software:
 class Replica:
     """The backend's name."""
 
-    accepted: frozenset[str] | Any
+    accepted: frozenset[str] | AnyValue
 
     def check(self, facts: Facts) -> None:
         one_of("replica", "the replica", facts.stated.replica, self.accepted)
@@ -254,7 +191,7 @@ class KeysAlive:
             raise PolicyError("keys_expire_at", "the claimed keys have expired; fetch new evidence")
 
 
-def one_of(claim: str, what: str, value: T, accepted: Collection[T] | Any) -> None:
+def one_of(claim: str, what: str, value: T, accepted: Collection[T] | AnyValue) -> None:
     """Raises `PolicyError` where `value` is not among the accepted ones."""
     if accepted == "any" or value in accepted:
         return

@@ -1,4 +1,4 @@
-"""The launch measurement of an SEV-SNP guest, from what QEMU loads into it. The one file that uses sev-snp-measure.
+"""The launch measurement of an SEV-SNP guest, from what QEMU loads into it. Only this file uses sev-snp-measure.
 
 QEMU's `kernel-hashes=on` puts the hashes of kernel, initial RAM disk and command line into a page of the firmware,
 which is measured; so the measurement covers all three, the firmware and each virtual CPU's initial state.
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adytum.attestation.core.errors import AttestationError
 from adytum.attestation.core.limits import LIMITS
 from adytum.attestation.reference.measurements import Input, Measurements
 
 SNP_ACTIVE = 0x1
-"""SEV_FEATURES that QEMU 9.1 and later ask for; older trees of AMD's leave it to the kernel, which may set 0x21."""
+"""SEV_FEATURES that QEMU 9.1 and later request; AMD's older trees leave it to the kernel, which may set 0x21."""
 DEFAULT_POLICY = 0x30000
-"""SMT allowed (bit 16), bit 17 that is always one; no debugging, no migration."""
+"""SMT allowed (bit 16) and bit 17, which is always one; no debugging, no migration."""
 _DEBUG, _MIGRATE, _ALWAYS_ONE = 1 << 19, 1 << 18, 1 << 17
 _CMDLINE = 2047
-"""Characters; the kernel's COMMAND_LINE_SIZE on x86 without its end."""
+"""Characters; the kernel's COMMAND_LINE_SIZE on x86 without the final NUL."""
 _PAGE = 4096
 
 
-class MeasureError(Exception):
+class MeasureError(AttestationError):
     """The inputs cannot be measured. The message says what to do."""
 
 
@@ -45,7 +46,7 @@ def measure(launch: Launch, vcpus: Iterable[int], *, firmware_digest: bytes | No
     """The measurement for each number of virtual CPUs. Raises `MeasureError`.
 
     `firmware_digest` is the launch digest over the firmware's pages alone, 48 bytes (`sev-snp-measure --mode
-    snp:ovmf-hash`): then only the tables at the firmware's end are read from the file, its last 4 KiB are enough.
+    snp:ovmf-hash`). With it only the tables at the firmware's end are read, so the file's last 4 KiB are enough.
     """
     guest, sev_mode, signatures = _library()
     counts = sorted(set(vcpus))
@@ -93,8 +94,8 @@ def measure(launch: Launch, vcpus: Iterable[int], *, firmware_digest: bytes | No
 
 def _library() -> tuple[Any, Any, dict[str, int]]:
     try:
-        from sevsnpmeasure import guest, vcpu_types
-        from sevsnpmeasure.sev_mode import SevMode
+        from sevsnpmeasure import guest, vcpu_types  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from sevsnpmeasure.sev_mode import SevMode  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         raise MeasureError("sev-snp-measure is not installed; run: pip install 'adytum[measure]'") from error
     return guest, SevMode, vcpu_types.CPU_SIGS
@@ -108,7 +109,9 @@ def _check(launch: Launch) -> None:
             f"that. Use {DEFAULT_POLICY:#x}"
         )
     if not policy & _ALWAYS_ONE or policy >> 26:
-        raise MeasureError(f"the guest policy {policy:#x} is none that SNP takes: bit 17 is one, bits 26 and up zero")
+        raise MeasureError(
+            f"the guest policy {policy:#x} is invalid for SNP: bit 17 has to be one, bits 26 and up zero"
+        )
     if not launch.guest_features & SNP_ACTIVE or launch.guest_features >> 64:
         raise MeasureError(f"the guest features {launch.guest_features:#x} lack SEV-SNP (bit 0); use {SNP_ACTIVE:#x}")
     if len(cmdline) > _CMDLINE or not cmdline.isascii() or (cmdline and not cmdline.isprintable()):

@@ -1,13 +1,13 @@
-"""The file of launch measurements that a build computes and a policy takes: `measurements.json`.
+"""The file of launch measurements, `measurements.json`, which a build computes and a policy reads.
 
-JSON (RFC 8259) for people too, so white space is free; fields are exact as everywhere in this package:
+JSON (RFC 8259) that people read too, so white space is free. Its fields are exactly these:
 
     {"type": "adytum-measurements", "version": 1, "tool": "sev-snp-measure 0.0.13",
      "firmware": {"bytes": 4194304, "sha256": hex}, "kernel": {...}, "initrd": {...} or null,
      "cmdline": "root=/dev/vda ...", "vcpu_type": "EPYC-v4", "guest_features": 1, "guest_policy": 196608,
      "measurements": [{"vcpus": 8, "measurement": 96 hex digits}, ...]}
 
-Whoever has the files that the hashes name can compute each measurement again.
+Anybody with the files that the hashes name can compute each measurement again.
 """
 
 import json
@@ -50,18 +50,18 @@ class Input:
 
     @classmethod
     def parse(cls, value: object, where: str) -> Self:
-        """Raises `EvidenceError`."""
+        """Reads its JSON value. Raises `EvidenceError`."""
         fields = strict.Fields(value, where, frozenset({"bytes", "sha256"}))
         return cls(fields.integer("bytes"), fields.digest("sha256"))
 
     def value(self) -> dict[str, object]:
-        """As it stands in a file."""
+        """Its JSON value."""
         return {"bytes": self.size, "sha256": self.sha256.hex()}
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What one set of inputs measures, for each number of virtual CPUs."""
+    """The measurements of one set of inputs, by number of virtual CPUs."""
 
     tool: str
     firmware: Input
@@ -78,7 +78,7 @@ class Measurements:
 
     @property
     def accepted(self) -> frozenset[bytes]:
-        """All of them, for a policy."""
+        """All measurements, for a policy."""
         return frozenset(self.by_vcpus.values())
 
     def encode(self) -> bytes:
@@ -102,7 +102,7 @@ class Measurements:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Raises `EvidenceError`."""
+        """Reads the file's bytes. Raises `EvidenceError`."""
         what = "measurements"
         fields = strict.Fields(strict.read(data, what, LIMITS.policy), what, _FIELDS)
         fields.constant("type", "adytum-measurements")

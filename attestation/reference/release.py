@@ -1,6 +1,6 @@
-"""A signed release: which launches and configurations count, for policies that trust its publisher.
+"""A signed release: the launches and configurations that are accepted by policies that trust its publisher.
 
-Two files. `release.json`, JSON in which white space is free, as its bytes are what is signed:
+It has two files. `release.json` is JSON; white space is free, because the signature is over its bytes:
 
     {"type": "adytum-release", "version": 2, "sequence": 8, "date": "2026-11-23",
      "versions": [{"name": "0.2.0",
@@ -9,8 +9,8 @@ Two files. `release.json`, JSON in which white space is free, as its bytes are w
                    "configurations": [64 hex digits, ...]}, ...]}
 
 and `release.json.sig`: one line for each signature, 128 hexadecimal digits, Ed25519 (RFC 8032) over
-"adytum release v2" | 0x00 | the file's bytes. The first of `versions` is the current one; any further one is still
-accepted while it drains. Of two releases the one with the higher sequence counts.
+"adytum release v2" | 0x00 | the file's bytes. The first of `versions` is the current one; further ones are still
+accepted while they drain. Of two releases the one with the higher sequence is valid.
 """
 
 import datetime
@@ -25,9 +25,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from adytum.attestation.core import strict
+from adytum.attestation.core.ed25519 import small_order
 from adytum.attestation.core.errors import EvidenceError, PolicyFileError
 from adytum.attestation.core.limits import LIMITS
-from adytum.attestation.core.signing import small_order
 from adytum.attestation.reference.measurements import digest
 
 _LABEL = b"adytum release v2\x00"
@@ -38,7 +38,7 @@ _VERSION = frozenset({"name", "images", "measurements", "configurations"})
 
 @dataclass(frozen=True)
 class Machine:
-    """One shape in which a version is launched, and what it measures."""
+    """One shape in which a version is launched, and its measurement."""
 
     vcpus: int
     vcpu_type: str
@@ -51,20 +51,20 @@ class Version:
 
     name: str
     images: tuple[tuple[str, bytes], ...]
-    """File name and SHA-256 of what is published along."""
+    """File name and SHA-256 of each published image."""
     machines: tuple[Machine, ...]
     configurations: tuple[bytes, ...]
     """SHA-256 of the configurations that it may run."""
 
     def accepts(self, measurement: bytes, configuration: bytes | None) -> bool:
-        """Whether this version has both; None: where no configuration is known, the measurement alone."""
+        """Whether this version has both. If the configuration is unknown (None), the measurement alone decides."""
         known = configuration is None or configuration in self.configurations
         return known and any(machine.measurement == measurement for machine in self.machines)
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release whose signature holds. `sha256`: of its bytes."""
+    """One release. `sha256` is that of its bytes."""
 
     sequence: int
     date: str
@@ -77,17 +77,17 @@ class Release:
 
 
 @dataclass(frozen=True)
-class Required:
-    """What a policy requires: a release that one of these keys signed, from this sequence on."""
+class RequiredRelease:
+    """A release that a policy requires: signed by one of these keys, from this sequence on."""
 
     release: Release
     file: str
-    """As the policy names it."""
+    """The path, as the policy writes it."""
     keys: frozenset[bytes]
     minimum: int
 
 
-def load(path: Path, file: str, keys: frozenset[bytes], minimum: int) -> Required:
+def load(path: Path, file: str, keys: frozenset[bytes], minimum: int) -> RequiredRelease:
     """The release of a policy. Raises `PolicyFileError`."""
     try:
         data, signatures = _read(path), _read(signature_path(path))
@@ -105,11 +105,11 @@ def load(path: Path, file: str, keys: frozenset[bytes], minimum: int) -> Require
             f"the release {path} has the sequence {found.sequence}, the policy wants {minimum} or later; get the "
             "current one from its publisher"
         )
-    return Required(found, file, keys, minimum)
+    return RequiredRelease(found, file, keys, minimum)
 
 
 def signature_path(path: Path) -> Path:
-    """Where the signature of the release at `path` is."""
+    """The path of the signature of the release at `path`."""
     return path.with_name(path.name + ".sig")
 
 
@@ -119,12 +119,12 @@ def verify(data: bytes, signatures: bytes, keys: Iterable[bytes]) -> Release:
     if not 1 <= len(lines) <= LIMITS.release_keys or not all(map(_SIGNATURE.fullmatch, lines)):
         raise EvidenceError(f"its .sig is not 1 to {LIMITS.release_keys} lines of 128 hexadecimal digits")
     if not any(_holds(data, bytes.fromhex(line), key) for line in lines for key in keys):
-        raise EvidenceError("no signature of it holds for a key that counts")
+        raise EvidenceError("no signature of it is valid for a trusted key")
     return parse(data)
 
 
 def _holds(data: bytes, signature: bytes, key: bytes) -> bool:
-    # Under a key of small order, like the zeros of an unfilled example, anybody can sign.
+    # Anybody can sign under a key of small order, like the zeros of an unfilled example.
     if small_order(key):
         return False
     try:
@@ -135,7 +135,7 @@ def _holds(data: bytes, signature: bytes, key: bytes) -> bool:
 
 
 def parse(data: bytes) -> Release:
-    """Reads a release whatever its signature. Raises `EvidenceError`."""
+    """Reads a release without verifying its signature. Raises `EvidenceError`."""
     fields = strict.Fields(strict.read(data, "the release", LIMITS.policy), "release", _RELEASE)
     fields.constant("type", "adytum-release")
     fields.constant("version", 2)
@@ -152,7 +152,7 @@ def parse(data: bytes) -> Release:
 
 
 def encode(sequence: int, date: str, versions: Iterable[Version]) -> bytes:
-    """The bytes of a release, to be signed. Raises `EvidenceError` for one that nobody would read."""
+    """The bytes of a release, to be signed. Raises `EvidenceError` for one that no client would accept."""
     value = {
         "type": "adytum-release",
         "version": 2,
@@ -177,7 +177,7 @@ def encode(sequence: int, date: str, versions: Iterable[Version]) -> bytes:
 
 
 def sign(data: bytes, keys: Iterable[Ed25519PrivateKey]) -> bytes:
-    """What belongs into the .sig: one line for each key."""
+    """The content of the .sig file: one line for each key."""
     return b"".join(key.sign(_LABEL + data).hex().encode() + b"\n" for key in keys)
 
 

@@ -1,4 +1,4 @@
-"""A simulated CPU: the collecting side's port with a key in place of hardware."""
+"""A simulated CPU: it implements the collector's port with a key in place of hardware."""
 
 import datetime
 import hashlib
@@ -23,7 +23,7 @@ _CLOCKS_APART = datetime.timedelta(days=1)
 
 
 class SimulatedCpu:
-    """Signs reports with a key that is made here, lives in memory only and proves nothing about hardware."""
+    """Signs reports with a key that is made here and lives in memory only. It proves nothing about hardware."""
 
     provider = PROVIDER
 
@@ -36,7 +36,7 @@ class SimulatedCpu:
         self._certificate = _self_signed(self._key, datetime.datetime.fromtimestamp(clock(), datetime.UTC))
         spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         self.key_sha256 = hashlib.sha256(spki).digest()
-        """For `TrustRoots(simulated=...)` of somebody who can know it beforehand."""
+        """For `TrustRoots(simulated=...)`, if the verifier can learn the key beforehand."""
 
     def __repr__(self) -> str:
         return "SimulatedCpu()"

@@ -1,4 +1,4 @@
-"""The simulated CPU report: format, parsing, signature. No device, no policy.
+"""The simulated CPU report: its format and its verification.
 
 Offset  Size  Field (integers little-endian)
 0x00    32    ASCII "ADYTUM SIMULATED CPU REPORT v001"
@@ -10,8 +10,6 @@ Offset  Size  Field (integers little-endian)
 
 import datetime
 import struct
-from dataclasses import dataclass
-from typing import Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -20,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
 from adytum.attestation.core import certificates
+from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
 from adytum.attestation.document.evidence import CpuEvidence
+from adytum.attestation.document.facts import CpuFacts
 
 PROVIDER = "simulated"
 SUBJECT = "adytum SIMULATED CPU, proves nothing about hardware"
@@ -32,37 +32,32 @@ SIZE = BODY.size + SIGNATURE_SIZE
 ALGORITHM = ec.ECDSA(hashes.SHA384())
 
 
-@dataclass(frozen=True)
-class SimulatedReport:
-    """What a simulated report says, its signature checked."""
+def verify_simulated(
+    evidence: CpuEvidence, *, pins: frozenset[bytes] | None, now: datetime.datetime, checks: Checks
+) -> CpuFacts:
+    """Verifies structure, certificate and signature at `now`. Raises `VerificationError`.
 
-    report_data: bytes
-    measurement: bytes
-    issued_at: int
-    key_sha256: bytes
-    """SHA-256 of the signing key's SubjectPublicKeyInfo."""
-
-    @classmethod
-    def verify(cls, evidence: CpuEvidence, pins: frozenset[bytes] | None, now: datetime.datetime) -> Self:
-        """Structure, certificate, signature. Raises `VerificationError`."""
-        if len(evidence.report) != SIZE:
-            raise _wrong(f"the simulated report has {len(evidence.report)} bytes instead of {SIZE}")
-        body, signature = evidence.report[: BODY.size], evidence.report[BODY.size :]
-        magic, report_data, measurement, issued_at = BODY.unpack(body)
-        if magic != MAGIC:
-            raise _wrong("the report does not begin as a simulated report, version 1, does")
-        if len(evidence.certificates) != 1:
-            raise _wrong(f"simulated evidence has one certificate, here are {len(evidence.certificates)}")
-        key, key_sha256 = _certified_key(evidence.certificates[0], now)
-        if pins is not None and key_sha256 not in pins:
-            raise _wrong("the key that signed the simulated report is not among the pinned ones")
-        half = SIGNATURE_SIZE // 2
-        der = encode_dss_signature(int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big"))
-        try:
-            key.verify(der, body, ALGORITHM)
-        except InvalidSignature as error:
-            raise _wrong("the simulated report's signature does not hold for the certificate's key") from error
-        return cls(report_data, measurement, issued_at, key_sha256)
+    `pins`: SHA-256 of the SubjectPublicKeyInfo of each key that may sign; None: any key may.
+    """
+    if len(evidence.report) != SIZE:
+        raise _wrong(f"the simulated report has {len(evidence.report)} bytes instead of {SIZE}")
+    body, signature = evidence.report[: BODY.size], evidence.report[BODY.size :]
+    magic, report_data, measurement, issued_at = BODY.unpack(body)
+    if magic != MAGIC:
+        raise _wrong("the report does not begin as a simulated report, version 1, does")
+    if len(evidence.certificates) != 1:
+        raise _wrong(f"simulated evidence has one certificate, here are {len(evidence.certificates)}")
+    key, key_sha256 = _certified_key(evidence.certificates[0], now)
+    if pins is not None and key_sha256 not in pins:
+        raise _wrong("the key that signed the simulated report is not among the pinned ones")
+    half = SIGNATURE_SIZE // 2
+    der = encode_dss_signature(int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big"))
+    try:
+        key.verify(der, body, ALGORITHM)
+    except InvalidSignature as error:
+        raise _wrong("the simulated report's signature is invalid for the certificate's key") from error
+    checks.ok("simulated.report", "the report is signed by a simulated CPU, which proves nothing about hardware")
+    return CpuFacts(PROVIDER, report_data, measurement, key_sha256, issued_at=issued_at)
 
 
 def _certified_key(der: bytes, now: datetime.datetime) -> tuple[ec.EllipticCurvePublicKey, bytes]:
@@ -71,7 +66,7 @@ def _certified_key(der: bytes, now: datetime.datetime) -> tuple[ec.EllipticCurve
         certificate.verify_directly_issued_by(certificate)
     except EvidenceError as error:
         raise _wrong(str(error)) from error
-    except Exception as error:  # A wrong signature, or a key type that the library does not verify.
+    except Exception as error:  # A wrong signature, or a key type that the library cannot verify.
         raise _wrong("the simulated CPU's certificate did not sign itself") from error
     key = certificate.public_key()
     names = [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]

@@ -1,4 +1,4 @@
-"""The SEV-SNP device inside the guest: reports through configfs-tsm, or /dev/sev-guest where the kernel lacks that.
+"""The SEV-SNP device inside the guest: reports through configfs-tsm, or through /dev/sev-guest if the kernel lacks it.
 
 Linux, include/uapi/linux/sev-guest.h; AMD, "SEV Secure Nested Paging Firmware ABI Specification" (56860), 7.3, and
 "Guest Hypervisor Communication Block Standardization" (56421), 4.1.8.
@@ -36,14 +36,14 @@ _EXIT_AT = 24
 _VMM_INVALID_LENGTH, _VMM_BUSY = 1, 2
 _PAGE = 4096
 _TABLE_MAX = 16 * 1024
-"""What the kernel passes on at most (SEV_FW_BLOB_MAX_SIZE), in whole pages."""
+"""The most that the kernel passes on (SEV_FW_BLOB_MAX_SIZE), in whole pages."""
 _TRIES, _PAUSE_S = 8, 0.25
 _FIRMWARE = {
-    0x16: "a parameter is refused: below a service module or paravisor it takes a kernel with configfs-tsm",
-    0x27: "the guest's key is refused: restart the machine",
+    0x16: "a parameter was refused: below a service module or paravisor the kernel needs configfs-tsm",
+    0x27: "the guest's key was refused: restart the machine",
     0xFF: "the firmware was not asked",
 }
-"""What the errors of the firmware mean that a guest meets (56860, status codes; 0xFF is the kernel's)."""
+"""The firmware's errors that a guest can meet (56860, status codes; 0xFF is the kernel's)."""
 
 
 class Ioctl(Protocol):
@@ -55,9 +55,9 @@ class Ioctl(Protocol):
 class SevSnp:
     """AMD SEV-SNP.
 
-    What the host does not give, or gives for other firmware, comes from AMD: `vendor` gives VCEK, ASK and ARK (DER) for
-    a report, `chain` the last two, or ASVK and ARK, for a product and kind of key (providers give their VLEK alone).
-    Both raise `CollectionError` until they can.
+    Certificates that the host does not send, or sends for other firmware, come from AMD. `vendor` returns VCEK, ASK and
+    ARK (DER) for a report. `chain` returns ASK and ARK, or ASVK and ARK, for a product and kind of key: providers send
+    their VLEK alone. Both raise `CollectionError` until they have them.
     """
 
     provider = PROVIDER
@@ -95,13 +95,13 @@ class SevSnp:
                 f"this machine has neither configfs-tsm nor {self._guest}: is it an SEV-SNP guest, with the kernel's "
                 "sev-guest module loaded? Behind Azure's paravisor set evidence.cpu to sev-snp-vtpm"
             )
-        # What is wrong here is found here, and not by every client.
+        # A fault of this machine is found here, and not by every client.
         try:
             parsed = SnpReport.parse(report)
             given = certificates(table, parsed.signing_key)
             vek = Vek.parse(load(given[0], "the host's VEK certificate")) if given else None
         except EvidenceError as error:
-            raise CollectionError(f"the machine gave no evidence that can be used: {error}") from error
+            raise CollectionError(f"the machine gave no usable evidence: {error}") from error
         if parsed.report_data != report_data:
             raise CollectionError("the machine gave a report for other report data")
         if vek is None or not _fits(parsed, vek):
@@ -111,11 +111,11 @@ class SevSnp:
         return CpuEvidence(PROVIDER, report, given)
 
     def _from_guest(self, report_data: bytes) -> tuple[bytes, bytes]:
-        """(report, certificate table) through the extended request; the table may be empty."""
+        """(report, certificate table), through the extended request. The table may be empty."""
         try:
             descriptor = os.open(self._guest, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise CollectionError(f"{self._guest} cannot be opened ({error.strerror}); it takes root") from error
+            raise CollectionError(f"{self._guest} cannot be opened ({error.strerror}); run as root") from error
         try:
             table = bytearray(_PAGE)
             while True:
@@ -123,21 +123,21 @@ class SevSnp:
                 report = self._ask(descriptor, GET_EXT_REPORT, request)
                 if report is not None:
                     return report, bytes(table) if any(table) else b""
-                # The host has more certificates than fit: the kernel wrote how many bytes into the request.
+                # The host has more certificates than fit: the kernel wrote their size into the request.
                 size = _EXT_REQUEST.unpack(request)[3]
                 if not len(table) < size <= _TABLE_MAX:
                     break
                 table = bytearray(-(-size // _PAGE) * _PAGE)
-            # More than the kernel passes on. The report needs no certificates of the host.
+            # More than the kernel passes on. The report can be requested without the host's certificates.
             report = self._ask(descriptor, GET_REPORT, bytearray(_REQUEST.pack(report_data, 0)))
             if report is None:
-                raise CollectionError("the host wants to give certificates with a report that was asked without")
+                raise CollectionError("the host insists on certificates with a report that was requested without them")
             return report, b""
         finally:
             os.close(descriptor)
 
     def _ask(self, descriptor: int, code: int, request: bytearray) -> bytes | None:
-        """The report, or None where the host wants a larger buffer for its certificates. Waits while it is busy."""
+        """The report, or None if the host's certificates need a larger buffer. Waits while the host is busy."""
         for attempt in range(_TRIES):
             response = bytearray(_RESPONSE_SIZE)
             argument = bytearray(_ARGUMENT.pack(_MESSAGE_VERSION, _address(request), _address(response), 0))
@@ -162,11 +162,12 @@ class SevSnp:
             if status or _REPORT_AT + size > len(response):
                 raise CollectionError(f"the firmware gave no report: status {_firmware(status)}")
             return bytes(response[_REPORT_AT : _REPORT_AT + size])
-        raise CollectionError("the host is busy; it limits how often the platform signs")
+        raise CollectionError("the host stays busy; it limits how often the platform signs")
 
 
 def _fits(report: SnpReport, vek: Vek) -> bool:
-    """Hosts keep the certificate of the firmware that they had before an update; clients would refuse it."""
+    """Whether the certificate is for this report. After a firmware update a host may still send the old certificate,
+    which clients would refuse."""
     if report.signing_key != vek.kind or report.product not in (None, vek.product):
         return False
     return tcb_levels(vek.product, report.reported_tcb) == vek.tcb
@@ -178,7 +179,7 @@ def _firmware(number: int) -> str:
 
 def _reason(failed: OSError | None) -> str:
     if failed is None:
-        return "no error of the kernel"
+        return "the kernel reported no error"
     if failed.errno == errno.ENOTTY:
         return "the kernel gave up its key after an earlier error, and the machine has to be restarted"
     return failed.strerror or type(failed).__name__

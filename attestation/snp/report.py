@@ -1,6 +1,7 @@
 """The SEV-SNP attestation report: 1,184 bytes, versions 2 to 5. Parsing only.
 
-AMD, "SEV Secure Nested Paging Firmware ABI Specification" (56860), ATTESTATION_REPORT; offsets are those of its table.
+AMD, "SEV Secure Nested Paging Firmware ABI Specification" (56860), ATTESTATION_REPORT; offsets are those of its table,
+and integers are little-endian.
 """
 
 import struct
@@ -30,7 +31,7 @@ FLAGS: Mapping[int, str] = {
     5: "alias_check_complete",
     7: "tio",
 }
-"""Bits of platform_info. One that is not here is shown as `bit6` and refused by nobody: real machines set it."""
+"""Bits of platform_info. An unknown bit is shown as `bit6` and refused by no rule: real machines set one."""
 
 _COMPONENTS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "Milan": (("bootloader", 0), ("tee", 1), ("snp", 6), ("microcode", 7)),
@@ -47,39 +48,23 @@ def tcb_levels(product: str, tcb: bytes) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class SnpReport:
-    """A report as it says of itself; nothing of it is believed yet. Integers are little-endian in the report."""
+    """The fields of a report that verification, policy or a command needs; nothing is verified yet."""
 
     version: int
-    guest_svn: int
     policy: int
-    family_id: bytes
-    image_id: bytes
     vmpl: int
     current_tcb: bytes
     platform_info: int
-    author_key_enabled: bool
-    chip_key_masked: bool
     signing_key: str
     """vcek, vlek or none."""
     report_data: bytes
     """64 bytes, the caller's."""
     measurement: bytes
-    """48 bytes: what the guest was launched with."""
-    host_data: bytes
-    id_key_digest: bytes
-    author_key_digest: bytes
-    report_id: bytes
-    report_id_ma: bytes
+    """48 bytes: the launch measurement."""
     reported_tcb: bytes
     product: str | None
-    """By the CPUID fields. None in version 2, which has none: there the certificate tells."""
+    """From the CPUID fields. None in version 2, which has no such fields: the certificate names the product."""
     chip_id: bytes
-    committed_tcb: bytes
-    current_firmware: str
-    committed_firmware: str
-    launch_tcb: bytes
-    mitigations: tuple[int, int] | None
-    """Vectors at launch and now; None before version 5."""
     signature: tuple[int, int]
     signed: bytes
 
@@ -94,11 +79,6 @@ class SnpReport:
         return bool(self.policy >> 18 & 1)
 
     @property
-    def smt_allowed(self) -> bool:
-        """Policy bit 16."""
-        return bool(self.policy >> 16 & 1)
-
-    @property
     def flags(self) -> frozenset[str]:
         """Names of the platform_info bits that are set."""
         return frozenset(FLAGS.get(bit, f"bit{bit}") for bit in range(64) if self.platform_info >> bit & 1)
@@ -108,16 +88,16 @@ class SnpReport:
         """Reads a report. Raises `EvidenceError`."""
         if len(data) != SIZE:
             raise EvidenceError(f"an SEV-SNP report has {SIZE} bytes, this one has {len(data)}")
-        version, guest_svn, policy = struct.unpack_from("<IIQ", data, 0)
+        version, _, policy = struct.unpack_from("<IIQ", data, 0)
         if version not in VERSIONS:
-            raise EvidenceError(f"an SEV-SNP report of version {version}; 2 to 5 are known")
+            raise EvidenceError(f"an SEV-SNP report of version {version}; versions 2 to 5 are supported")
         vmpl, algorithm = struct.unpack_from("<II", data, 0x30)
         if algorithm != _ECDSA_P384_SHA384:
             raise EvidenceError(
                 f"the SEV-SNP report's signature algorithm is {algorithm}, not ECDSA P-384 with SHA-384"
             )
         if vmpl > 3:
-            raise EvidenceError(f"the SEV-SNP report's VMPL is {vmpl}; there are 0 to 3")
+            raise EvidenceError(f"the SEV-SNP report's VMPL is {vmpl}, not 0 to 3")
         if policy & _POLICY_RESERVED or not policy & _POLICY_ONE:
             raise EvidenceError("the SEV-SNP report's guest policy has reserved bits that are not as specified")
         platform_info, signer_info = struct.unpack_from("<QI", data, 0x40)
@@ -126,34 +106,21 @@ class SnpReport:
             raise EvidenceError("the SEV-SNP report's signer information has a value that is not specified")
         for start, end in _reserved(version):
             if any(data[start:end]):
-                raise EvidenceError(f"the SEV-SNP report is not zero where version {version} is reserved (0x{start:x})")
+                raise EvidenceError(
+                    f"the SEV-SNP report has a reserved field that is not zero in version {version} (0x{start:x})"
+                )
         return cls(
             version=version,
-            guest_svn=guest_svn,
             policy=policy,
-            family_id=data[0x10:0x20],
-            image_id=data[0x20:0x30],
             vmpl=vmpl,
             current_tcb=data[0x38:0x40],
             platform_info=platform_info,
-            author_key_enabled=bool(signer_info & 1),
-            chip_key_masked=bool(signer_info & 2),
             signing_key=signing_key,
             report_data=data[0x50:0x90],
             measurement=data[0x90:0xC0],
-            host_data=data[0xC0:0xE0],
-            id_key_digest=data[0xE0:0x110],
-            author_key_digest=data[0x110:0x140],
-            report_id=data[0x140:0x160],
-            report_id_ma=data[0x160:0x180],
             reported_tcb=data[0x180:0x188],
             product=None if version == 2 else _product(*data[0x188:0x18A]),
             chip_id=data[0x1A0:0x1E0],
-            committed_tcb=data[0x1E0:0x1E8],
-            current_firmware=_firmware(data[0x1E8:0x1EB]),
-            committed_firmware=_firmware(data[0x1EC:0x1EF]),
-            launch_tcb=data[0x1F0:0x1F8],
-            mitigations=struct.unpack_from("<QQ", data, 0x1F8) if version >= 5 else None,
             signature=(_scalar(data[SIGNED : SIGNED + _FIELD]), _scalar(data[SIGNED + _FIELD : SIGNED + 2 * _FIELD])),
             signed=data[:SIGNED],
         )
@@ -174,21 +141,14 @@ def _reserved(version: int) -> tuple[tuple[int, int], ...]:
 
 
 def _product(family: int, model: int) -> str:
-    """The product line whose certificates apply (Siena and Bergamo use Genoa's)."""
+    """The product line whose certificates apply (Siena and Bergamo use Genoa's). Raises `EvidenceError`."""
     if family == 0x19 and model <= 0x0F:
         return "Milan"
     if family == 0x19 and (0x10 <= model <= 0x1F or 0xA0 <= model <= 0xAF):
         return "Genoa"
     if family == 0x1A and model <= 0x11:
         return "Turin"
-    raise EvidenceError(
-        f"the SEV-SNP report is of a processor that is not known: family 0x{family:x}, model 0x{model:x}"
-    )
-
-
-def _firmware(data: bytes) -> str:
-    build, minor, major = data
-    return f"{major}.{minor}.{build}"
+    raise EvidenceError(f"the SEV-SNP report is from an unknown processor: family 0x{family:x}, model 0x{model:x}")
 
 
 def _scalar(field: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The certificate table that a host gives with an SEV-SNP report (configfs-tsm's auxblob, the extended report).
+"""The certificate table that a host sends with an SEV-SNP report (configfs-tsm's auxblob, the extended report).
 
 AMD, "Guest Hypervisor Communication Block Standardization" (56421), 4.1.8.1: 24-byte entries {GUID, offset, length},
 the last one zero, then the certificates. Real hosts put PEM there as well as DER.
@@ -24,10 +24,10 @@ _NAMES = {
 
 
 def certificates(table: bytes, signing_key: str) -> tuple[bytes, ...]:
-    """What the host gave for a report signed by `signing_key` (vcek or vlek), as DER.
+    """The host's certificates for a report signed by `signing_key` (vcek or vlek), DER.
 
-    VEK, ASK or ASVK, ARK where the table has all three; the VEK alone where it has that; else nothing. Entries of other
-    kinds are passed over. Raises `EvidenceError` for a table that cannot be read.
+    Returns VEK, ASK or ASVK, and ARK if the table has all three; the VEK alone if it lacks another; nothing without the
+    VEK. Entries of other kinds are ignored. Raises `EvidenceError` for a table that cannot be read.
     """
     found: dict[str, bytes] = {}
     for name, data in _entries(table):
@@ -46,7 +46,7 @@ def _entries(table: bytes) -> list[tuple[str, bytes]]:
     entries: list[tuple[str, bytes]] = []
     for place in range(LIMITS.certificates + 1):
         if not table[place * _ENTRY.size :].strip(b"\0") and len(table) < (place + 1) * _ENTRY.size:
-            # Nothing but zeros left: a buffer that the host did not fill.
+            # Only zeros are left: a buffer that the host did not fill.
             return entries
         if len(table) < (place + 1) * _ENTRY.size:
             raise EvidenceError("the host's certificate table ends inside an entry")
@@ -57,7 +57,7 @@ def _entries(table: bytes) -> list[tuple[str, bytes]]:
             return entries
         if length == 0 or offset + length > len(table):
             raise EvidenceError("an entry of the host's certificate table lies outside of it")
-        # Byte order as the real tables have it: that of RFC 4122.
+        # Real tables use the byte order of RFC 4122.
         if name := _NAMES.get(uuid.UUID(bytes=guid)):
             entries.append((name, table[offset : offset + length]))
     raise EvidenceError(f"the host's certificate table has more than {LIMITS.certificates} entries")

@@ -1,4 +1,4 @@
-"""The keys that sign SEV-SNP reports: VCEK (one chip) and VLEK (one cloud provider), as their certificates say.
+"""The keys that sign SEV-SNP reports, VCEK (one chip) and VLEK (one cloud provider), from their certificates.
 
 AMD, "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface Specification" (57230), 3.1.
 """
@@ -29,14 +29,14 @@ _HWID_SIZES = {"Milan": 64, "Genoa": 64, "Turin": 8}
 
 @dataclass(frozen=True)
 class Vek:
-    """What a VCEK or VLEK certificate says beside its key."""
+    """What a VCEK or VLEK certificate contains."""
 
     kind: Literal["vcek", "vlek"]
     product: str
     tcb: dict[str, int]
     """Firmware levels that the key was derived for, by component."""
     hwid: bytes | None
-    """Of the chip, 64 bytes, 8 on Turin; None for a VLEK."""
+    """The chip's id: 64 bytes, 8 on Turin; None for a VLEK."""
     csp_id: str | None
     """The cloud provider; None for a VCEK."""
     key: ec.EllipticCurvePublicKey
@@ -52,10 +52,10 @@ class Vek:
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
             raise EvidenceError("the key that signs SEV-SNP reports is not on P-384")
-        # Milan's name has a stepping behind it: "Milan-B0".
+        # Milan's name ends with a stepping: "Milan-B0".
         product = _text(extensions, _PRODUCT_NAME).partition("-")[0]
         if product not in PRODUCTS:
-            raise EvidenceError("the SEV-SNP certificate is for a product that is not known")
+            raise EvidenceError("the SEV-SNP certificate is for an unknown product")
         tcb = {name: _level(extensions, oid) for name, oid in _TCB.items()}
         if product == "Turin":
             tcb["fmc"] = _level(extensions, _FMC)
@@ -64,7 +64,7 @@ class Vek:
         if _CSP_ID in extensions:
             return cls("vlek", product, tcb, None, _text(extensions, _CSP_ID), key)
         hwid = extensions[_HWID]
-        # Raw in the certificates seen; AMD's text says OCTET STRING.
+        # Raw in the certificates seen; AMD's document specifies an OCTET STRING.
         if len(hwid) == _HWID_SIZES[product] + 2:
             hwid = _value(hwid, _OCTET_STRING)
         if len(hwid) != _HWID_SIZES[product]:
@@ -96,7 +96,7 @@ def _present(extensions: dict[str, bytes], oid: str) -> bytes:
 
 
 def _value(der: bytes, tag: int) -> bytes:
-    """Of one DER value in short form."""
+    """The content of one DER value in short form. Raises `EvidenceError`."""
     if len(der) < 3 or der[0] != tag or der[1] >= 0x80 or der[1] != len(der) - 2:
         raise EvidenceError("an extension of the SEV-SNP certificate is not the DER value that it should be")
     return der[2:]

@@ -1,8 +1,7 @@
-"""Verifies an SEV-SNP report with its certificates. Judges nothing that is a matter of policy."""
+"""Verifies an SEV-SNP report with its certificates. Judges no matter of policy."""
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -14,31 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from adytum.attestation.core.certificates import check_chain, load, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
+from adytum.attestation.document.facts import CpuFacts, SnpFacts
 from adytum.attestation.snp.report import SnpReport, tcb_levels
 from adytum.attestation.snp.vek import Vek
 
+PROVIDER = "sev-snp"
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _ORDER = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
 """Of the group of P-384 (FIPS 186-4, D.1.2.4)."""
-
-
-@dataclass(frozen=True)
-class VerifiedSnp:
-    """A report that AMD's hardware signed."""
-
-    report: SnpReport
-    product: str
-    tcb: Mapping[str, int]
-    """Reported firmware levels by component."""
-    vek: str
-    """vcek or vlek."""
-    csp_id: str | None
-    """The cloud provider whose key a VLEK is."""
-    key_sha256: bytes
-    """SHA-256 of the VEK's SubjectPublicKeyInfo."""
-    revocation_checked: bool
-    valid_until: datetime.datetime
-    """When the first of what this rests on expires."""
 
 
 def verify_snp(
@@ -49,20 +31,20 @@ def verify_snp(
     now: datetime.datetime,
     checks: Checks,
     crls: Sequence[bytes] = (),
-) -> VerifiedSnp:
-    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+) -> CpuFacts:
+    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
     `certificates`: DER; the VCEK or VLEK, then ASK or ASVK, then ARK. `ark`: pinned roots, SHA-256 of the
     SubjectPublicKeyInfo by product line. `crls`: DER lists of revoked certificates, AMD's for the product.
 
     1. Structure: report and certificates follow their formats (`EvidenceError`).
-    2. Key: the report says that this kind of key, VCEK or VLEK, signed it.
+    2. Key: the report states that this kind of key, VCEK or VLEK, signed it.
     3. Product: report (from version 3 on) and certificate name the same line, and its root is known.
     4. Chain: VEK by ASK or ASVK, by the pinned ARK of that line, all valid at `now`.
-    5. Revocation: a current list signed by the ARK does not name the ASK or ASVK. That list is the ARK's, and every VEK
-       has serial number 0: the key of a chip cannot be on it. Without a list this is noted as not checked.
+    5. Revocation: a current list signed by the ARK does not name the ASK or ASVK. Every VEK has serial number 0, so the
+       list cannot name a chip's key. Without a list this is noted as not checked.
     6. Signature: ECDSA P-384 with SHA-384 by the VEK over the report's first 0x2A0 bytes.
-    7. TCB: the certificate is for the firmware levels that the report reports.
+    7. TCB: the certificate is for the firmware levels in the report.
     8. Chip: the VCEK is for the chip that the report names.
     """
     # 1. Structure
@@ -76,12 +58,14 @@ def verify_snp(
 
     # 2. Key
     if parsed.signing_key != vek.kind:
-        raise _wrong("key", f"the report says that its key is {parsed.signing_key}; the certificate is a {vek.kind}")
+        raise _wrong(
+            "key", f"the report states that a {parsed.signing_key} signed it; the certificate is a {vek.kind}'s"
+        )
     checks.ok("snp.key", f"the report was signed with a {vek.kind.upper()}")
 
     # 3. Product
     if parsed.product not in (None, vek.product):
-        raise _wrong("product", f"the report is of a {parsed.product}, the certificate for a {vek.product}")
+        raise _wrong("product", f"the report is from a {parsed.product}, the certificate is for a {vek.product}")
     if not ark.get(vek.product):
         raise _wrong("product", f"no root is pinned for {vek.product}")
     checks.ok("snp.product", f"the processor is of the line {vek.product}")
@@ -101,18 +85,18 @@ def verify_snp(
     # 6. Signature
     r, s = parsed.signature
     if not (0 < r < _ORDER and 0 < s < _ORDER):
-        raise _wrong("signature", "the report's signature is no pair of numbers that a P-384 signature can be")
+        raise _wrong("signature", "the report's signature is not a pair of numbers in the range of P-384")
     try:
         vek.key.verify(encode_dss_signature(r, s), parsed.signed, _ALGORITHM)
     except InvalidSignature as error:
-        raise _wrong("signature", "the report's signature does not hold for the certificate's key") from error
+        raise _wrong("signature", "the report's signature is invalid for the certificate's key") from error
     checks.ok("snp.signature", "the hardware's key signed the report")
 
     # 7. TCB
     tcb = tcb_levels(vek.product, parsed.reported_tcb)
     if tcb != vek.tcb:
         differing = ", ".join(sorted(name for name in tcb if tcb[name] != vek.tcb.get(name)))
-        raise _wrong("tcb", f"the certificate is for other firmware levels than the report reports ({differing})")
+        raise _wrong("tcb", f"the certificate is for other firmware levels than those in the report ({differing})")
     checks.ok("snp.tcb", f"the certificate is for the reported firmware: {_levels(tcb)}")
 
     # 8. Chip
@@ -123,24 +107,25 @@ def verify_snp(
             raise _wrong("chip", "the certificate is for another chip than the one that the report names")
         checks.ok("snp.chip", "the certificate is for the chip that the report names")
     elif any(parsed.chip_id):
-        raise _wrong("chip", "a report signed with a provider's key names a chip")
+        raise _wrong("chip", "a report that a provider's key (VLEK) signed names a chip")
 
-    return VerifiedSnp(
-        report=parsed,
-        product=vek.product,
-        tcb=tcb,
-        vek=vek.kind,
-        csp_id=vek.csp_id,
+    return CpuFacts(
+        provider=PROVIDER,
+        report_data=parsed.report_data,
+        measurement=parsed.measurement,
         key_sha256=spki_sha256(chain[0]),
+        debug=parsed.debug,
+        migration=parsed.migration,
         revocation_checked=bool(crls),
         valid_until=min(expires),
+        snp=SnpFacts(vek.product, tcb, parsed.vmpl, parsed.flags, parsed.chip_id, vek.kind, vek.csp_id),
     )
 
 
 def _check_revocation(
     ask: x509.Certificate, ark: x509.Certificate, crls: Sequence[bytes], now: datetime.datetime
 ) -> datetime.datetime:
-    """Every list given has to be the ARK's and current; when the first of them expires."""
+    """Requires every list to be the ARK's, current, and to name neither certificate. Returns the first expiry."""
     expires = []
     for der in crls:
         try:
@@ -152,14 +137,14 @@ def _check_revocation(
             partial = any(extension.critical for extension in crl.extensions)
         except Exception as error:  # The library's errors for odd lists have no common base.
             raise EvidenceError("the list of revoked certificates cannot be read") from error
-        # The library passes over the signature's count of unused bits, which nothing signs: it has to be 0.
+        # The library ignores the signature's count of unused bits, which no signature covers: it has to be 0.
         if not der.endswith(b"\x00" + crl.signature):
             raise EvidenceError("the list of revoked certificates is not DER")
         if not signed_by_ark:
             raise _wrong("crl.signature", "the list of revoked certificates is not signed by the ARK of this chain")
         if partial:
-            # A list of changes, or of some certificates only, says so in a critical extension. AMD's have none.
-            raise UnsupportedError(Step.CPU_REPORT, "the list of revoked certificates may not be a complete one")
+            # A list of changes, or of some certificates only, has a critical extension. AMD's lists have none.
+            raise UnsupportedError(Step.CPU_REPORT, "the list of revoked certificates may not be complete")
         if next_update is None or not updated <= now <= next_update:
             raise _wrong("crl.validity", "the list of revoked certificates is not current; fetch a new one")
         if revoked is not None:

@@ -1,4 +1,4 @@
-"""Appraisal of a quote against Intel's collateral, by `dcap-qvl` (the extra `tdx`). Pure: everything is an argument.
+"""Appraisal of a quote against Intel's collateral, by `dcap-qvl` (the extra `tdx`). Pure.
 
 The collateral is one JSON object with nine strings, as Intel's caching services and `dcap-qvl` write it: TCB info, QE
 identity, two CRLs, and the signatures and issuer chains of these; the binary ones are in hexadecimal.
@@ -6,41 +6,30 @@ identity, two CRLs, and the signatures and issuer chains of these; the binary on
 
 import datetime
 import json
-from dataclasses import dataclass
 
+from adytum.attestation.core import strict
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
 from adytum.attestation.core.limits import LIMITS, Limits
+from adytum.attestation.document.facts import TdxFacts
 from adytum.attestation.tdx.quote import TdxQuote
 
 _TEXTS = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain", "qe_identity")
 _OCTETS = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
 _UNNEEDED = frozenset({"pck_certificate_chain"})
-"""Some services add it. The chain is in the quote, and a second one must not stand in for it."""
-
-
-@dataclass(frozen=True)
-class Appraisal:
-    """What Intel says about the platform at a given time."""
-
-    tcb_status: str
-    """The worse of platform and quoting enclave: UpToDate, SWHardeningNeeded, ConfigurationNeeded,
-    ConfigurationAndSWHardeningNeeded, OutOfDate, OutOfDateConfigurationNeeded."""
-    advisory_ids: tuple[str, ...]
-    tcb_evaluation: int
-    """The number of Intel's TCB evaluation data set: it rises with every recovery event."""
-    valid_until: datetime.datetime
-    """When the first part of the collateral expires."""
+"""Some services add it. The quote has the chain, and a second one must not replace it."""
 
 
 def appraise(
     data: bytes, quote: TdxQuote, collateral: bytes, *, root: bytes, now: datetime.datetime, limits: Limits = LIMITS
-) -> Appraisal:
-    """Appraises `quote`, parsed from `data`, at `now`. `root` is the root certificate that has been matched against
-    the pins, DER: the collateral has to chain to it, whatever root the library brings.
+) -> tuple[TdxFacts, datetime.datetime]:
+    """Appraises `quote`, parsed from `data`, at `now`: the facts, and when the first part of the collateral expires.
 
-    Raises `EvidenceError` for malformed collateral, `VerificationError` where the collateral is not valid at `now`, not
-    signed under `root`, revokes the platform's certificate, or knows no level for the platform; `UnsupportedError`
-    where `dcap-qvl` is not installed.
+    `root` is the root certificate that was matched against the pins, DER. The collateral has to chain to it, whatever
+    root the library brings.
+
+    Raises `EvidenceError` for malformed collateral; `VerificationError` if the collateral is not valid at `now`, is not
+    signed under `root`, revokes the platform's certificate, or knows no level for the platform; `UnsupportedError` if
+    `dcap-qvl` is not installed.
     """
     fields = _fields(collateral, limits)
     try:
@@ -57,34 +46,29 @@ def appraise(
                 data, dcap_qvl.QuoteCollateralV3(**fields), seconds, dcap_qvl.QuotePolicy.claims_only(seconds)
             ).to_json()
         )
-        appraisal = Appraisal(
-            tcb_status=str(claims["tcb"]["status"]),
+        facts = TdxFacts(
+            status=str(claims["tcb"]["status"]),
             advisory_ids=tuple(str(advisory) for advisory in claims["tcb"]["advisory_ids"]),
             tcb_evaluation=int(claims["tcb"]["eval_data_number"]),
-            valid_until=datetime.datetime.fromtimestamp(
-                min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]), datetime.UTC
-            ),
+        )
+        valid_until = datetime.datetime.fromtimestamp(
+            min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"]), datetime.UTC
         )
         (seen,) = claims["report"].values()
         seen = seen.get("base", seen)  # TDX 1.5 is 1.0 and two more fields.
         same = (seen["mr_td"], seen["report_data"]) == (quote.td.mrtd.hex(), quote.td.report_data.hex())
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # A panic of the Rust code is no Exception.
-        raise _wrong(f"the collateral does not carry the quote at {now:%Y-%m-%d}: {_words(error)}") from error
-    # The library parses the quote by itself; what it appraised has to be what was parsed here.
+    except BaseException as error:  # A panic of the Rust code is not an Exception.
+        raise _wrong(f"the collateral does not support the quote on {now:%Y-%m-%d}: {_words(error)}") from error
+    # The library parses the quote by itself: it has to have appraised the quote that was parsed here.
     if not same:
         raise _wrong("the appraisal is about another quote")
-    return appraisal
+    return facts, valid_until
 
 
 def _fields(collateral: bytes, limits: Limits) -> dict[str, str | bytes]:
-    if len(collateral) > limits.tdx_collateral:
-        raise EvidenceError(f"the TDX collateral has {len(collateral)} bytes, more than {limits.tdx_collateral}")
-    try:
-        value = json.loads(collateral.decode("utf-8"), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("the TDX collateral is not JSON that can be read") from error
+    value = strict.read(collateral, "the TDX collateral", limits.tdx_collateral)
     if not isinstance(value, dict):
         raise EvidenceError("the TDX collateral is not a JSON object")
     if value.keys() - _UNNEEDED != {*_TEXTS, *_OCTETS}:
@@ -102,15 +86,8 @@ def _fields(collateral: bytes, limits: Limits) -> dict[str, str | bytes]:
     return fields
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise EvidenceError("the TDX collateral has the same field twice")
-    return result
-
-
 def _words(error: BaseException) -> str:
-    """The library's reason, in one line that cannot steer a terminal."""
+    """The library's reason, in one line that cannot control a terminal."""
     return "".join(letter if " " <= letter <= "~" else " " for letter in str(error))[:200]
 
 

@@ -9,7 +9,7 @@ PROVIDER = "tdx"
 
 
 class Tdx:
-    """Intel TDX. Its quotes bring their certificates along."""
+    """Intel TDX. Its quotes contain their certificates."""
 
     provider = PROVIDER
 
@@ -22,12 +22,12 @@ class Tdx:
     def report(self, report_data: bytes) -> CpuEvidence:
         """A quote that carries `report_data`, 64 bytes. Raises `CollectionError`."""
         quote = self._tsm.report(report_data, "tdx_guest").outblob
-        # A host's quoting service that is not set up well is found here, and not by every client.
+        # A host's misconfigured quoting service is found here, and not by every client.
         try:
             parsed = TdxQuote.parse(quote)
         except AttestationError as error:
-            raise CollectionError(f"the machine's quoting service gave no quote that can be used: {error}") from error
+            raise CollectionError(f"the machine's quoting service gave no usable quote: {error}") from error
         if parsed.td.report_data != report_data:
             raise CollectionError("the machine's quoting service gave a quote for other report data")
-        # Without the zero bytes of the buffer: what follows a quote is not signed.
+        # Without the buffer's zero bytes: bytes after a quote are not signed.
         return CpuEvidence(PROVIDER, parsed.encoded, ())

@@ -1,4 +1,4 @@
-"""The TDX quote: format and parsing. Nothing is believed here; `adytum.attestation.tdx.verify` does that.
+"""The TDX quote: format and parsing. `adytum.attestation.tdx.verify` verifies it.
 
 Layout, integers little-endian (Intel TDX DCAP Quoting Library API, appendix A.3, "Version 4 and 5 Quote Format"):
 
@@ -9,25 +9,25 @@ Body, 584 bytes, 648 for TDX 1.5: see `_BODY`.
 Signature data length u32, then the signature data: signature[64], attestation key[64], certification data type u16 = 6
 and size u32, and in it: QE report[384], its signature[64], authentication data size u16 and data, certification data
 type u16 = 5 and size u32, and in it the PCK certificate chain in PEM, leaf first.
-Whatever buffer the quote came in may end in zero bytes.
+The buffer that the quote came in may end with zero bytes.
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError
 from adytum.attestation.core.limits import LIMITS, Limits
+from adytum.attestation.core.reader import Reader
 
 INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 """The QE vendor id of Intel's quoting enclave."""
-_HEADER = struct.Struct("<HHI4s16s20s")
-_BODY_HEAD = struct.Struct("<HI")
+_HEADER = "<HHI4s16s20s"
+_BODY_HEAD = "<HI"
 _BODY = struct.Struct("<16s48s48sQQQ48s48s48s48s48s48s48s48s64s")
 _BODY_15 = struct.Struct("<16s48s")
 _BODY_SIZES = {2: _BODY.size, 3: _BODY.size + _BODY_15.size}
-_CERTIFICATION = struct.Struct("<HI")
 _QE_REPORT = struct.Struct("<16sI28s16s32s32s32s96sHH60s64s")
 _ECDSA_P256 = 2
 _TDX = 0x81
@@ -39,23 +39,19 @@ _MIGRATABLE = 1 << 29
 
 @dataclass(frozen=True)
 class TdReport:
-    """What a quote says about a trust domain. The registers have 48 bytes each."""
+    """The fields of a quote about its trust domain that are needed. The registers have 48 bytes each."""
 
     tee_tcb_svn: bytes
     """16 bytes: the versions of the TDX module and what loads it."""
-    mrseam: bytes
     mrsignerseam: bytes
     """Zero for Intel's own TDX module."""
     seam_attributes: int
     td_attributes: int
     xfam: int
     mrtd: bytes
-    """What the domain was built from, the firmware."""
-    mrconfigid: bytes
-    mrowner: bytes
-    mrownerconfig: bytes
+    """What the domain was built from: the firmware."""
     rtmr: tuple[bytes, bytes, bytes, bytes]
-    """What ran since, extended by the firmware (0), the boot loader and kernel (1, 2) and programs (3)."""
+    """What ran since, measured by the firmware (0), the boot loader and kernel (1, 2) and programs (3)."""
     report_data: bytes
     """The 64 bytes that the domain asked to have signed."""
     tee_tcb_svn2: bytes | None
@@ -65,8 +61,8 @@ class TdReport:
 
     @property
     def debug(self) -> bool:
-        """Whether any bit of the attributes' lowest byte (TUD, TD under debug) is set: such a domain keeps nothing
-        secret from its host (Intel TDX Module ABI, ATTRIBUTES)."""
+        """Whether any bit of the attributes' lowest byte (TUD, TD under debug) is set: such a domain has no
+        secrets from its host (Intel TDX Module ABI, ATTRIBUTES)."""
         return bool(self.td_attributes & _UNDER_DEBUG)
 
     @property
@@ -76,13 +72,13 @@ class TdReport:
 
     @property
     def measurement(self) -> bytes:
-        """SHA-384 of MRTD and RTMR 0 to 3: all that was measured, in one value of 48 bytes."""
+        """SHA-384 of MRTD and RTMR 0 to 3: all measurements in one value of 48 bytes."""
         return hashlib.sha384(b"".join((self.mrtd, *self.rtmr))).digest()
 
 
 @dataclass(frozen=True)
 class QeReport:
-    """The quoting enclave's own SGX report, as far as it is checked."""
+    """The quoting enclave's own SGX report: the fields that are checked."""
 
     misc_select: int
     attributes: bytes
@@ -95,7 +91,7 @@ class QeReport:
 
 @dataclass(frozen=True)
 class TdxQuote:
-    """One quote, read and not yet believed."""
+    """One quote, parsed and not yet verified."""
 
     encoded: bytes
     """The quote without the zero bytes after it."""
@@ -124,7 +120,7 @@ class TdxQuote:
         and kinds of certification data."""
         if len(data) > limits.report:
             raise EvidenceError(f"the quote has {len(data)} bytes, more than {limits.report}")
-        quote = _Reader(data, "the quote")
+        quote = Reader(data, "the quote")
         version, key_type, tee, _, vendor, _ = quote.unpack(_HEADER)
         if version not in (4, 5):
             raise _unsupported(f"quotes of version {version}")
@@ -141,13 +137,13 @@ class TdxQuote:
                 raise EvidenceError(f"a quote body of type {body_type} does not have {size} bytes")
         td = _td_report(quote, body_type)
         signed = data[: quote.at]
-        signature_data = _Reader(quote.take(quote.u32()), "the quote's signature data")
+        signature_data = Reader(quote.sized(4), "the quote's signature data")
         if data[quote.at :].strip(b"\x00"):
             raise EvidenceError("something other than zero bytes follows the quote")
         signature, attestation_key = signature_data.take(64), signature_data.take(64)
         certification = _certification(signature_data, _QE_REPORT_CERTIFICATION)
         qe_signed, qe_signature = certification.take(_QE_REPORT.size), certification.take(64)
-        qe_authentication = certification.take(certification.u16())
+        qe_authentication = certification.sized(2)
         _, misc, _, attributes, _, _, mrsigner, _, product, svn, _, qe_data = _QE_REPORT.unpack(qe_signed)
         chain = _certification(certification, _PCK_CHAIN)
         return cls(
@@ -164,66 +160,31 @@ class TdxQuote:
             qe_signature=qe_signature,
             qe_authentication=qe_authentication,
             # Quotes of real machines end the PEM text with a NUL.
-            pck_chain=chain.rest().rstrip(b"\x00"),
+            pck_chain=chain.take(chain.left).rstrip(b"\x00"),
         )
 
 
-class _Reader:
-    """Takes a structure apart from its beginning."""
-
-    def __init__(self, data: bytes, what: str) -> None:
-        self._data = data
-        self._what = what
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes."""
-        if size > len(self._data) - self.at:
-            raise EvidenceError(f"{self._what} ends before it is complete")
-        self.at += size
-        return self._data[self.at - size : self.at]
-
-    def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
-        """The next fields."""
-        return form.unpack(self.take(form.size))
-
-    def u16(self) -> int:
-        return int.from_bytes(self.take(2), "little")
-
-    def u32(self) -> int:
-        return int.from_bytes(self.take(4), "little")
-
-    def rest(self) -> bytes:
-        """All that is left."""
-        return self.take(len(self._data) - self.at)
-
-
-def _certification(outer: _Reader, wanted: int) -> _Reader:
-    """Certification data of the type `wanted`, which has to end what it is in."""
-    kind, size = outer.u16(), outer.u32()
-    if kind != wanted:
+def _certification(outer: Reader, wanted: int) -> Reader:
+    """Certification data of the type `wanted`, which has to be the last field of `outer`."""
+    if (kind := outer.integer(2)) != wanted:
         raise _unsupported(f"certification data of type {kind} in place of type {wanted}")
-    data = outer.take(size)
-    if outer.rest():
-        raise EvidenceError(f"something follows the quote's certification data of type {wanted}")
-    return _Reader(data, f"the quote's certification data of type {wanted}")
+    name = f"the quote's certification data of type {wanted}"
+    data = outer.sized(4)
+    outer.end(name)
+    return Reader(data, name)
 
 
-def _td_report(quote: _Reader, body_type: int) -> TdReport:
-    svn, mrseam, mrsignerseam, seam_attributes, td_attributes, xfam, *registers, report_data = quote.unpack(_BODY)
-    mrtd, mrconfigid, mrowner, mrownerconfig, *rtmr = registers
-    svn2, mrservicetd = quote.unpack(_BODY_15) if body_type == 3 else (None, None)
+def _td_report(quote: Reader, body_type: int) -> TdReport:
+    svn, _, mrsignerseam, seam_attributes, td_attributes, xfam, *registers, report_data = quote.unpack(_BODY.format)
+    mrtd, _, _, _, *rtmr = registers
+    svn2, mrservicetd = quote.unpack(_BODY_15.format) if body_type == 3 else (None, None)
     return TdReport(
         tee_tcb_svn=svn,
-        mrseam=mrseam,
         mrsignerseam=mrsignerseam,
         seam_attributes=seam_attributes,
         td_attributes=td_attributes,
         xfam=xfam,
         mrtd=mrtd,
-        mrconfigid=mrconfigid,
-        mrowner=mrowner,
-        mrownerconfig=mrownerconfig,
         rtmr=(rtmr[0], rtmr[1], rtmr[2], rtmr[3]),
         report_data=report_data,
         tee_tcb_svn2=svn2,

@@ -1,8 +1,7 @@
-"""Verifies a TDX quote: with `cryptography` alone up to the pinned root, and with Intel's collateral where given."""
+"""Verifies a TDX quote: with `cryptography` up to the pinned root, and with Intel's collateral if there is any."""
 
 import datetime
 import hashlib
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -14,74 +13,39 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from adytum.attestation.core.certificates import check_chain, load_all, spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import Step, UnsupportedError, VerificationError
+from adytum.attestation.document.facts import CpuFacts, TdxFacts
 from adytum.attestation.tdx.collateral import appraise
-from adytum.attestation.tdx.quote import INTEL, QeReport, TdReport, TdxQuote
+from adytum.attestation.tdx.quote import INTEL, QeReport, TdxQuote
 
+PROVIDER = "tdx"
 QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
-"""MRSIGNER of Intel's enclaves that quote trust domains, as Intel's QE identity (TD_QE) gives it."""
+"""MRSIGNER of Intel's enclaves that quote trust domains, as in Intel's QE identity (TD_QE)."""
 _QE_PRODUCT = 2
 _QE_ATTRIBUTES = bytes.fromhex("11000000000000000000000000000000")
 """INIT and PROVISION_KEY, and no DEBUG."""
 _QE_ATTRIBUTES_MASK = bytes.fromhex("fbffffffffffffff0000000000000000")
 _SGX_EXTENSION = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
-"""What Intel adds to the certificates of provisioning keys (Intel SGX PCK Certificate Specification, 1.3.5)."""
-
-
-@dataclass(frozen=True)
-class VerifiedTdx:
-    """A quote whose signatures hold up to the pinned root. `tcb_status` says whether the rest was checked too."""
-
-    quote: TdxQuote
-    key_sha256: bytes
-    """SHA-256 of the SubjectPublicKeyInfo of the platform's provisioning key (PCK)."""
-    tcb_status: str | None
-    """Intel's word on the platform's firmware, see `collateral.Appraisal`. None: no collateral was given."""
-    advisory_ids: tuple[str, ...]
-    """Intel's security advisories that apply at that level."""
-    tcb_evaluation: int | None
-    revocation_checked: bool
-    valid_until: datetime.datetime
-    """When the first of certificates and collateral expires."""
-
-    @property
-    def td(self) -> TdReport:
-        """What the quote says about the domain."""
-        return self.quote.td
-
-    @property
-    def report_data(self) -> bytes:
-        """The 64 bytes that the domain had signed."""
-        return self.quote.td.report_data
-
-    @property
-    def measurement(self) -> bytes:
-        """SHA-384 of MRTD and RTMR 0 to 3."""
-        return self.quote.td.measurement
-
-    @property
-    def debug(self) -> bool:
-        """Whether the host can read the domain. For the policy: without collateral nothing here refuses it."""
-        return self.quote.td.debug
+"""Intel's extension of certificates of provisioning keys (Intel SGX PCK Certificate Specification, 1.3.5)."""
 
 
 def verify_tdx(
     quote: bytes, *, collateral: bytes | None, roots: frozenset[bytes], now: datetime.datetime, checks: Checks
-) -> VerifiedTdx:
-    """Verifies a quote at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+) -> CpuFacts:
+    """Verifies a quote at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
     1. Structure: the quote follows its format, version 4 or 5 (`EvidenceError`, `UnsupportedError`).
     2. Chain: the PCK certificate chains to a key among `roots` (SHA-256 of SubjectPublicKeyInfo), and is one of a
        provisioning key.
     3. Quoting enclave: the PCK signed its report, and the enclave is Intel's for trust domains, not in debug mode.
-       Any enclave of the machine's owner could have got a signed report; only that one is known to quote honestly.
+       Any enclave of the machine's owner can obtain a signed report; only Intel's is known to quote honestly.
     4. Attestation key: the enclave's report carries its hash.
     5. Quote: the attestation key signed header and body.
     6. Module: the TDX module is Intel's production one.
-    7. Collateral, where given: TCB level, quoting enclave's version, revocation and advisories, by `dcap-qvl`, under
-       the same root. It refuses domains in debug mode. Where not given, `tcb_status` is None and
-       `revocation_checked` False, for a policy to refuse.
+    7. Collateral: TCB level, quoting enclave's version, revocation and advisories, by `dcap-qvl`, under the same root.
+       The library refuses domains in debug mode. Without collateral the status is None and `revocation_checked` is
+       False, for a policy to refuse.
 
-    The report data is only shown: what it has to be is the caller's to compare.
+    The caller compares the report data.
     """
     # 1. Structure
     parsed = TdxQuote.parse(quote)
@@ -113,7 +77,7 @@ def verify_tdx(
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + parsed.attestation_key)
     except ValueError as error:
-        raise _wrong("attestation_key", "the attestation key is no point of P-256") from error
+        raise _wrong("attestation_key", "the attestation key is not a point of P-256") from error
     _verify(key, parsed.signature, parsed.signed, "signature", "the quote", "the attestation key")
     checks.ok("tdx.signature", "the attestation key signed the quote")
 
@@ -124,24 +88,27 @@ def verify_tdx(
 
     # 7. Collateral
     valid_until = min(certificate.not_valid_after_utc for certificate in chain)
-    key_sha256 = spki_sha256(chain[0])
     if collateral is None:
         checks.lacks(
             "tdx.collateral",
-            "no collateral was given: whether the platform's firmware is up to date, and whether its certificate was "
+            "there is no collateral: whether the platform's firmware is up to date, and whether its certificate was "
             "revoked, is not known",
         )
-        return VerifiedTdx(parsed, key_sha256, None, (), None, revocation_checked=False, valid_until=valid_until)
-    appraisal = appraise(quote, parsed, collateral, root=chain[-1].public_bytes(Encoding.DER), now=now)
-    checks.ok("tdx.collateral", f"Intel's collateral, valid at this time, gives the platform {appraisal.tcb_status}")
-    return VerifiedTdx(
-        parsed,
-        key_sha256,
-        appraisal.tcb_status,
-        appraisal.advisory_ids,
-        appraisal.tcb_evaluation,
-        revocation_checked=True,
-        valid_until=min(valid_until, appraisal.valid_until),
+        status = TdxFacts()
+    else:
+        status, until = appraise(quote, parsed, collateral, root=chain[-1].public_bytes(Encoding.DER), now=now)
+        valid_until = min(valid_until, until)
+        checks.ok("tdx.collateral", f"Intel's collateral, valid at this time, rates the platform {status.status}")
+    return CpuFacts(
+        provider=PROVIDER,
+        report_data=parsed.td.report_data,
+        measurement=parsed.td.measurement,
+        key_sha256=spki_sha256(chain[0]),
+        debug=parsed.td.debug,
+        migration=parsed.td.migratable,
+        revocation_checked=collateral is not None,
+        valid_until=valid_until,
+        tdx=status,
     )
 
 

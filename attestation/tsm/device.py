@@ -1,8 +1,8 @@
 """configfs-tsm (Linux 6.7 and later): a directory that turns 64 bytes into a signed report.
 
-Linux, Documentation/ABI/testing/configfs-tsm-report. Whoever makes a directory owns it, but root may write into every
-one. `generation` counts writes: one more after the report than before the request means that the request was taken, and
-that nobody else wrote in between.
+Linux, Documentation/ABI/testing/configfs-tsm-report. A process owns the directory that it makes, but root may write
+into every one. `generation` counts writes: if it is one higher after the report than before the request, the kernel
+took the request and nobody else wrote in between.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ _REASONS = {
     errno.ENOTTY: "the kernel gave up its key after an earlier error, and the machine has to be restarted",
     errno.ENXIO: "the platform's module is not loaded, or its firmware failed",
 }
-"""What the kernel's words for these do not say (drivers/virt/coco/guest/report.c, sev-guest.c, tdx-guest.c)."""
+"""The causes that the kernel's own texts do not name (drivers/virt/coco/guest/report.c, sev-guest.c, tdx-guest.c)."""
 
 
 @dataclass(frozen=True)
 class TsmReport:
-    """One report as the kernel gives it."""
+    """One report, as the kernel returns it."""
 
     outblob: bytes
     """The report or quote."""
     auxblob: bytes
-    """Certificates from the host, where it gives any; else empty."""
+    """Certificates from the host; empty if it sends none."""
     generation: int
 
 
@@ -46,14 +46,14 @@ class Tsm:
 
     @property
     def present(self) -> bool:
-        """Whether this kernel has it."""
+        """Whether this kernel has the interface."""
         return self._root.is_dir()
 
     def report(self, inblob: bytes, provider: str) -> TsmReport:
         """A report that carries `inblob`, 64 bytes, from the platform `provider` (sev_guest or tdx_guest).
 
-        Where the platform has privilege levels (VMPL), at the most privileged one that this kernel may ask for: not 0
-        below a service module or paravisor, which has that one. Raises `CollectionError`.
+        If the platform has privilege levels (VMPL), the report is for the most privileged level that this kernel may
+        request. Below a service module or paravisor, which runs at 0, that is not 0. Raises `CollectionError`.
         """
         if len(inblob) != INBLOB_SIZE:
             raise CollectionError(f"report data has {INBLOB_SIZE} bytes")
@@ -70,7 +70,7 @@ class Tsm:
                 raise CollectionError(f"this machine's reports come from {found!a}, not from {provider}")
             floor = _floor(entry)
             if floor:
-                # The kernel asks at 0 if it is not told, and the firmware refuses that to a guest above 0.
+                # The kernel requests level 0 by default, which the firmware refuses to a guest above 0.
                 _write(entry / "privlevel", str(floor).encode())
             for _ in range(_TRIES):
                 report = self._once(entry, inblob)
@@ -82,23 +82,23 @@ class Tsm:
         except OSError as error:
             raise CollectionError(f"the kernel gave no report: {_reason(error)}") from error
         finally:
-            # A directory that stays costs kernel memory, and a report has been made or not by now.
+            # A directory that stays costs kernel memory; the report is complete or has failed by now.
             with contextlib.suppress(OSError):
                 entry.rmdir()
 
     def _once(self, entry: Path, inblob: bytes) -> TsmReport | None:
-        """None where somebody else wrote meanwhile."""
+        """None if another process wrote meanwhile."""
         before = _number(entry / "generation")
         _write(entry / "inblob", inblob)
         outblob = _read(entry / "outblob", LIMITS.report)
         try:
             auxblob = _read(entry / "auxblob", LIMITS.auxblob)
         except OSError as error:
-            # The attribute is there on some platforms only, and empty where the host gives nothing.
+            # Only some platforms have the attribute, and it is empty if the host sends nothing.
             if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENODATA):
                 raise
             auxblob = b""
-        # The kernel drops the result of writing a binary attribute, so this also shows that it took the request.
+        # The kernel drops the result of writing a binary attribute, so this also shows that it accepted the request.
         if _number(entry / "generation") != before + 1:
             return None
         if not outblob:
@@ -119,7 +119,7 @@ def _number(path: Path) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise CollectionError(f"the kernel's {path.name} is no number") from error
+        raise CollectionError(f"the kernel's {path.name} is not a number") from error
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -133,7 +133,7 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    # One write: configfs takes a binary attribute's whole content at close, and text in one piece.
+    # One write: configfs reads a binary attribute's content at close, and text in one piece.
     with path.open("wb", buffering=0) as file:
         file.write(data)
 

@@ -1,4 +1,4 @@
-"""The CPU device of a guest behind Azure's paravisor: it collects through the virtual TPM."""
+"""The CPU device of a guest behind Azure's paravisor, which collects through the virtual TPM."""
 
 import os
 import threading
@@ -24,14 +24,14 @@ from adytum.attestation.vtpm.tpm import (
 )
 
 HCL_REPORT = 0x01400001
-"""NV index that the paravisor makes a new report for when it is read, at most every two seconds."""
+"""NV index of the report. Reading it makes the paravisor write a new one, at most every two seconds."""
 USER_DATA = 0x01400002
-"""NV index for 64 bytes that the next report carries. The guest makes it where it is not there yet."""
+"""NV index of the 64 bytes that the next report carries. The guest defines it if it is missing."""
 ATTESTATION_KEY = 0x81000003
 """Persistent handle of the key that the report calls HCLAkPub."""
 _REPORT_DATA_SIZE = 64
 _PATIENCE = 10.0
-"""Seconds until a report that carries the user data has to be there; the paravisor may take two or three."""
+"""Seconds to wait for a report that carries the user data; the paravisor may take two or three."""
 _PAUSE = 0.25
 _QUOTES = 5
 """A program that extends a register between reading and quoting costs one try."""
@@ -52,12 +52,12 @@ class TpmDevice:
             device = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
             try:
                 if os.write(device, command) != len(command):
-                    raise CollectionError(f"{self._path} did not take a whole command")
+                    raise CollectionError(f"{self._path} did not accept a whole command")
                 response = os.read(device, LARGEST_RESPONSE)
                 while len(response) < HEADER.size or len(response) < HEADER.unpack_from(response)[1]:
                     more = os.read(device, LARGEST_RESPONSE)
                     if not more or len(response) > LARGEST_RESPONSE:
-                        raise CollectionError(f"{self._path} did not give a whole response")
+                        raise CollectionError(f"{self._path} did not return a whole response")
                     response += more
                 return response
             finally:
@@ -82,13 +82,13 @@ class SnpVtpm:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`certificates` gives the VCEK, ASK and ARK of this machine, DER, from what was fetched before; it raises
-        `CollectionError`."""
+        """`certificates` returns this machine's VCEK, ASK and ARK, DER, fetched before. It raises `CollectionError`
+        while they are missing."""
         self._certificates = certificates
         self._tpm = Tpm(transport or TpmDevice())
         self._clock = clock
         self._sleep = sleep
-        # The user data is one place for the whole machine.
+        # The whole machine shares one place for user data.
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -120,8 +120,8 @@ class SnpVtpm:
         return index
 
     def _hcl_report(self, report_data: bytes) -> bytes:
-        """Reads until a report carries `report_data`: within two seconds of the last report the paravisor gives that
-        one again, and a report that is made while it is read in pieces is torn."""
+        """Reads until a report carries `report_data`. Within two seconds the paravisor returns its last report again,
+        and a report that is replaced while it is read in pieces is torn."""
         deadline = self._clock() + _PATIENCE
         while True:
             try:
@@ -134,7 +134,7 @@ class SnpVtpm:
             except AttestationError as error:
                 reason = str(error)
             if self._clock() >= deadline:
-                raise CollectionError(f"the paravisor gave no report for this in {_PATIENCE:.0f} s: {reason}")
+                raise CollectionError(f"the paravisor gave no report with this data in {_PATIENCE:.0f} s: {reason}")
             self._sleep(_PAUSE)
 
     def _quote(self, report_data: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]]:
@@ -144,7 +144,7 @@ class SnpVtpm:
             try:
                 covered = TpmQuote.parse(message).covers(pcrs)
             except EvidenceError as error:
-                raise CollectionError(f"the TPM gave no quote that can be read: {error}") from error
+                raise CollectionError(f"the TPM gave no readable quote: {error}") from error
             if covered:
                 return message, signature, pcrs
         raise CollectionError("the TPM's registers changed each time they were quoted")

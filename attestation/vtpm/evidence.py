@@ -1,4 +1,4 @@
-"""What travels as the CPU's report of the provider `sev-snp-vtpm`: four parts, in canonical JSON.
+"""The CPU's report of the provider `sev-snp-vtpm`: four parts, in canonical JSON.
 
 `hcl` is the paravisor's report, `quote` and `signature` the virtual TPM's quote (TPMS_ATTEST) and its RSA signature,
 `pcrs` the 24 registers of the SHA-256 bank, all in base64.
@@ -22,7 +22,7 @@ _LARGEST_SIGNATURE = 512
 
 @dataclass(frozen=True)
 class VtpmReport:
-    """The four parts, not yet believed."""
+    """The four parts, not yet verified."""
 
     hcl: bytes
     quote: bytes
@@ -56,9 +56,9 @@ class VtpmReport:
 
 
 def qualifying_data(report_data: bytes) -> bytes:
-    """What the TPM's quote has to carry for the 64 bytes of report data: their SHA-256.
+    """The qualifying data of the TPM's quote: the SHA-256 of the 64 bytes of report data.
 
-    The report data itself would not fit everywhere: a TPM takes two bytes and its largest digest, which is 50 bytes
-    where that is SHA-384 (TPM 2.0 Library Part 2, 10.4.3, TPM2B_DATA).
+    The report data itself may not fit: a TPM accepts two bytes more than its largest digest, which is 50 bytes if that
+    is SHA-384 (TPM 2.0 Library Part 2, 10.4.3, TPM2B_DATA).
     """
     return hashlib.sha256(report_data).digest()

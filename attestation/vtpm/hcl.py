@@ -15,9 +15,9 @@ Offset  Size  Field
 0x4D0   4     size of the runtime data
 0x4D4         the runtime data, JSON, then zero bytes
 
-The runtime data's hash, zero padded, is the SNP report's report data. So what it says is signed by the hardware as said
-by the paravisor, which the SNP report measures: `keys` has the virtual TPM's attestation key (`HCLAkPub`), `user-data`
-the 64 bytes written to the virtual TPM. `vm-configuration` comes from the host and proves nothing: it is not read.
+The runtime data's hash, zero padded, is the SNP report's report data. So the hardware signs that the paravisor, which
+the SNP report measures, stated it. `keys` has the virtual TPM's attestation key (`HCLAkPub`), `user-data` the 64 bytes
+written to the virtual TPM. `vm-configuration` comes from the host and proves nothing: it is not read.
 """
 
 import base64
@@ -32,6 +32,7 @@ from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from adytum.attestation.core import strict
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError
 from adytum.attestation.core.limits import LIMITS, Limits
 
@@ -51,7 +52,7 @@ _MODULUS_BITS = range(2048, 4097)
 
 @dataclass(frozen=True)
 class HclReport:
-    """One report, read and not yet believed."""
+    """One report, parsed and not yet verified."""
 
     encoded: bytes
     """The report without the zero bytes after it."""
@@ -62,11 +63,11 @@ class HclReport:
     attestation_key: rsa.RSAPublicKey
     """Of the virtual TPM."""
     user_data: bytes | None
-    """The 64 bytes that the guest wrote. None: the runtime data does not have them."""
+    """The 64 bytes that the guest wrote. None: the runtime data has none."""
 
     @property
     def whole(self) -> bool:
-        """Whether the SNP report in it, which is not verified here, was made for its runtime data."""
+        """Whether the SNP report in it was made for its runtime data. The SNP report is not verified here."""
         return self.snp_report[_SNP_REPORT_DATA] == self.report_data
 
     @classmethod
@@ -90,7 +91,7 @@ class HclReport:
             raise EvidenceError(f"the runtime data has {length} bytes, more than {limits.runtime_data}")
         end = _START + _CLAIMS.size + length
         if size != end or claims_size != _CLAIMS.size + length or len(data) < end:
-            raise EvidenceError("the lengths in the paravisor's report do not fit each other or what is there")
+            raise EvidenceError("the lengths in the paravisor's report do not fit each other or the data")
         if data[end:].strip(b"\x00"):
             raise EvidenceError("something other than zero bytes follows the runtime data")
         runtime_data = data[_START + _CLAIMS.size : end]
@@ -107,19 +108,12 @@ class HclReport:
 
 def _json(data: bytes) -> dict[str, object]:
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=strict.unique)
     except (ValueError, RecursionError) as error:
-        raise EvidenceError("the runtime data is not JSON that can be read") from error
+        raise EvidenceError("the runtime data is not JSON") from error
     if not isinstance(value, dict):
         raise EvidenceError("the runtime data is not a JSON object")
     return value
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise EvidenceError("the runtime data has the same field twice")
-    return result
 
 
 def _attestation_key(values: dict[str, object]) -> rsa.RSAPublicKey:
@@ -155,7 +149,7 @@ def _user_data(values: dict[str, object]) -> bytes | None:
     if "user-data" not in values:
         return None
     text = values["user-data"]
-    # Upper case in the reports seen; versions of the paravisor differ in it.
+    # Upper case in the reports seen; versions of the paravisor differ.
     if not isinstance(text, str) or not _USER_DATA.fullmatch(text):
         raise EvidenceError("the runtime data's user-data is not 64 bytes in hexadecimal")
     return bytes.fromhex(text)

@@ -1,4 +1,4 @@
-"""The quote of a TPM 2.0: parsing and verification. No device, and no policy on what the registers should be.
+"""The quote of a TPM 2.0: parsing and verification. What the registers should be is a matter of policy.
 
 TPMS_ATTEST, integers big-endian (TCG, TPM 2.0 Library Part 2, 10.12.8): magic u32 = TPM_GENERATED, type u16, the
 signer's name (u16 size, bytes), extra data (u16 size, bytes), clock information (clock u64, resets u32, restarts u32,
@@ -7,10 +7,9 @@ the selected registers (u16 size, bytes).
 """
 
 import hashlib
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
+from adytum.attestation.core.reader import Reader
 
 PCRS = 24
 SHA256 = 0x000B
@@ -32,14 +32,14 @@ _SELECTIONS = 16
 
 @dataclass(frozen=True)
 class TpmQuote:
-    """A quote's message, read and not yet believed."""
+    """A quote's message, parsed and not yet verified."""
 
     signer: bytes
-    """The name of the key, a hash over its public area and its parents'. Only shown: the key is known otherwise."""
+    """The key's name: a hash over its public area and its parents'. Not checked: the runtime data names the key."""
     qualifying_data: bytes
-    """What the caller asked to have signed."""
+    """The caller's data, which the TPM signs."""
     clock: int
-    """Milliseconds that the TPM has run."""
+    """Milliseconds of the TPM's running time."""
     resets: int
     restarts: int
     safe: bool
@@ -53,13 +53,13 @@ class TpmQuote:
         """Reads a TPMS_ATTEST of a quote. Raises `EvidenceError`."""
         if len(message) > _LARGEST:
             raise EvidenceError(f"the TPM's quote has {len(message)} bytes, more than {_LARGEST}")
-        rest = _Reader(message)
+        rest = Reader(message, "the TPM's quote", order="big")
         magic, kind = rest.unpack(">IH")
         if magic != _GENERATED:
-            raise EvidenceError("the message does not begin as what a TPM makes and signs does")
+            raise EvidenceError("the message does not begin like one that a TPM made")
         if kind != _QUOTE:
             raise EvidenceError(f"the message is of type {kind:#06x} and not a quote (0x8018)")
-        signer, qualifying_data = rest.sized(), rest.sized()
+        signer, qualifying_data = rest.sized(2), rest.sized(2)
         clock, resets, restarts, safe, firmware, count = rest.unpack(">QIIBQI")
         if safe > 1 or count > _SELECTIONS:
             raise EvidenceError("the TPM's quote has a field out of its range")
@@ -67,9 +67,8 @@ class TpmQuote:
         for _ in range(count):
             algorithm, size = rest.unpack(">HB")
             selections.append((algorithm, rest.take(size)))
-        pcr_digest = rest.sized()
-        if rest.at != len(message):
-            raise EvidenceError("something follows the TPM's quote")
+        pcr_digest = rest.sized(2)
+        rest.end()
         return cls(
             signer, qualifying_data, clock, resets, restarts, bool(safe), firmware, tuple(selections), pcr_digest
         )
@@ -87,10 +86,10 @@ def verify_quote(
     1. Structure: the message is a quote (`EvidenceError`).
     2. Signature: RSASSA-PKCS1v15 with SHA-256 by `key`. A TPM's restricted key signs such a message only if the TPM
        made it.
-    3. Selection: all registers are in it, so that none can be shown that was not quoted.
+    3. Selection: the quote covers all registers, so no unquoted register can be presented.
     4. Registers: their hash is the quote's digest.
 
-    The qualifying data is only shown: what it has to be is the caller's to compare.
+    The caller compares the qualifying data.
     """
     # 1. Structure
     quote = TpmQuote.parse(message)
@@ -113,25 +112,6 @@ def verify_quote(
         raise _wrong("pcrs", "the registers are not those that the TPM quoted")
     checks.ok("vtpm.quote.pcrs", "the registers are those that the TPM quoted")
     return quote
-
-
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        if size > len(self._data) - self.at:
-            raise EvidenceError("the TPM's quote ends before it is complete")
-        self.at += size
-        return self._data[self.at - size : self.at]
-
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        return struct.unpack(form, self.take(struct.calcsize(form)))
-
-    def sized(self) -> bytes:
-        (size,) = self.unpack(">H")
-        return self.take(size)
 
 
 def _wrong(code: str, message: str) -> VerificationError:

@@ -2,28 +2,16 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, VerificationError
-from adytum.attestation.snp.verify import VerifiedSnp, verify_snp
-from adytum.attestation.vtpm.evidence import VtpmReport, qualifying_data
+from adytum.attestation.document.facts import CpuFacts
+from adytum.attestation.snp.report import SnpReport
+from adytum.attestation.snp.verify import verify_snp
+from adytum.attestation.vtpm.evidence import PROVIDER, VtpmReport, qualifying_data
 from adytum.attestation.vtpm.hcl import HclReport
-from adytum.attestation.vtpm.quote import TpmQuote, verify_quote
-
-
-@dataclass(frozen=True)
-class VerifiedVtpm:
-    """An SNP report, a paravisor and a virtual TPM that say the same."""
-
-    snp: VerifiedSnp
-    """Of the paravisor: its measurement covers the paravisor, which runs the virtual TPM, and not the guest."""
-    report_data: bytes
-    """The 64 bytes that the guest had signed: in the paravisor's runtime data, and by hash in the TPM's quote."""
-    pcrs: tuple[bytes, ...]
-    """The 24 registers of the SHA-256 bank. What the guest booted is in them and nowhere else."""
-    quote: TpmQuote
-    hcl: HclReport
+from adytum.attestation.vtpm.quote import verify_quote
 
 
 def verify_vtpm(
@@ -34,31 +22,31 @@ def verify_vtpm(
     now: datetime.datetime,
     checks: Checks,
     crls: Sequence[bytes] = (),
-) -> VerifiedVtpm:
-    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the proof.
+) -> CpuFacts:
+    """Verifies at `now`, which needs a time zone. Raises `AttestationError`, or returns the facts.
 
     1. Structure: the four parts, and the paravisor's report in them (`EvidenceError`, `UnsupportedError`).
     2. SNP: the embedded report, by `verify_snp` with `certificates`, `ark` and `crls`.
-    3. Runtime data: the SNP report was asked for at VMPL 0, where only the paravisor runs, and its report data is the
-       hash of the runtime data. At another level the guest could have asked, with runtime data of its own making.
-    4. Quote: the attestation key named in the runtime data signed it, over all registers, and they are those given.
+    3. Runtime data: the SNP report was requested at VMPL 0, where only the paravisor runs, and its report data is the
+       hash of the runtime data. At another level the guest could have requested it for runtime data of its own making.
+    4. Quote: the attestation key named in the runtime data signed it, over all registers, and they are those presented.
     5. User data: the runtime data has the 64 bytes that the guest wrote.
-    6. Qualifying data: the quote carries the SHA-256 of these. So the registers are as fresh as the SNP report.
+    6. Qualifying data: the quote carries the SHA-256 of these bytes. So the registers are as fresh as the SNP report.
     """
     # 1. Structure
     parts = VtpmReport.parse(report)
     hcl = HclReport.parse(parts.hcl)
     if hcl.encoded != parts.hcl:
-        raise EvidenceError("the paravisor's report travels with bytes after its end")
+        raise EvidenceError("the paravisor's report has bytes after its end")
     checks.ok("vtpm.structure", "the paravisor's report follows its format")
 
     # 2. SNP
     snp = verify_snp(hcl.snp_report, certificates, ark=ark, now=now, checks=checks, crls=crls)
 
     # 3. Runtime data
-    if snp.report.vmpl != 0:
-        raise _wrong("vmpl", f"the SNP report was asked for at VMPL {snp.report.vmpl}, so not by the paravisor")
-    if snp.report.report_data != hcl.report_data:
+    if (vmpl := SnpReport.parse(hcl.snp_report).vmpl) != 0:
+        raise _wrong("vmpl", f"the SNP report was requested at VMPL {vmpl}, so not by the paravisor")
+    if snp.report_data != hcl.report_data:
         raise _wrong("runtime_data", "the runtime data is not what the SNP report was made for")
     checks.ok("vtpm.runtime_data", "the hardware signed the paravisor's runtime data, which names the TPM's key")
 
@@ -74,7 +62,7 @@ def verify_vtpm(
     if quote.qualifying_data != qualifying_data(hcl.user_data):
         raise _wrong("qualifying_data", "the TPM's quote was not made for the same 64 bytes as the SNP report")
     checks.ok("vtpm.qualifying_data", "the TPM's quote was made for the same 64 bytes")
-    return VerifiedVtpm(snp=snp, report_data=hcl.user_data, pcrs=parts.pcrs, quote=quote, hcl=hcl)
+    return replace(snp, provider=PROVIDER, report_data=hcl.user_data, pcrs=dict(enumerate(parts.pcrs)))
 
 
 def _wrong(code: str, message: str) -> VerificationError:

@@ -10,7 +10,7 @@ import httpx2
 
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
 from adytum.deploy.demo.faq import load as load_faq
 from adytum.deploy.demo.processes import Failed
 from adytum.deploy.demo.relay import Relay

@@ -19,7 +19,7 @@ import uvloop
 from adytum.attestation.core.errors import AttestationError, CollectionError
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.verify.document import verify
+from adytum.attestation.verifier.document import verify
 from adytum.inference.backend import hygiene, machine
 from adytum.inference.backend.parts import Parts
 from adytum.inference.backend.progress import Shown

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from adytum.attestation.cli.commands import NotFetched, Unusable, download
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, PolicyFileError
 from adytum.attestation.core.trust import TrustRoots
@@ -16,7 +15,8 @@ from adytum.attestation.policy import rules
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.reference import release
 from adytum.attestation.reference.measurements import Measurements
-from adytum.attestation.verify.pin import policy_from
+from adytum.attestation.verifier.fetch import fetch_document
+from adytum.attestation.verifier.pin import policy_from
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -59,13 +59,13 @@ def init(
         if accepted:
             found = replace(found, measurement=rules.Measurement(accepted))
         if required is not None:
-            found = replace(found, release=rules.Release(required))
+            found = replace(found, release=rules.SignedRelease(required))
             if not accepted:
                 # The release names them; a list here would have to change with each release.
                 found = replace(found, measurement=rules.Measurement("any"), configuration=rules.Configuration("any"))
     except PolicyFileError as error:
         raise click.UsageError(str(error)) from error
-    except (AttestationError, NotFetched, Unusable) as error:
+    except AttestationError as error:
         raise click.ClickException(str(error)) from error
     text = f"# From {', '.join(origin)}.\n{found.to_toml()}"
     if out is None:
@@ -77,7 +77,7 @@ def init(
         raise click.UsageError(f"{out} cannot be written: {error.strerror}") from error
 
 
-def _required(path: Path, out: Path | None, keys: tuple[str, ...]) -> release.Required:
+def _required(path: Path, out: Path | None, keys: tuple[str, ...]) -> release.RequiredRelease:
     try:
         raw = frozenset(bytes.fromhex(key) for key in keys)
     except ValueError:
@@ -90,9 +90,9 @@ def _required(path: Path, out: Path | None, keys: tuple[str, ...]) -> release.Re
     return replace(found, file=named, minimum=found.release.sequence)
 
 
-def _shown(upstream: str, accepted: frozenset[bytes], required: release.Required | None) -> Policy:
+def _shown(upstream: str, accepted: frozenset[bytes], required: release.RequiredRelease | None) -> Policy:
     nonce, checks, now = os.urandom(NONCE_SIZE), Checks(), datetime.datetime.now(datetime.UTC)
-    document = download(upstream, nonce)
+    document = fetch_document(upstream, nonce)
     found, verified = policy_from(document, nonce=nonce, trust=TrustRoots(), now=now, checks=checks)
     for check in checks.not_given:
         click.echo(f"not checked: {check.says}", err=True)
@@ -101,5 +101,5 @@ def _shown(upstream: str, accepted: frozenset[bytes], required: release.Required
     if accepted:
         rules.Measurement(accepted).check(verified.facts)
     if required is not None:
-        rules.Release(required).check(verified.facts)
+        rules.SignedRelease(required).check(verified.facts)
     return found

@@ -21,7 +21,7 @@ from adytum.attestation.core.limits import LIMITS as ATTESTATION_LIMITS
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.reference.release import Release
-from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
 from adytum.inference.channel import bhttp, keyconfig, ohttp
 from adytum.inference.channel.bhttp import Fields, RequestHead, ResponseHead
 from adytum.inference.channel.errors import ChannelError

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from adytum.attestation.core.signing import small_order
+from adytum.attestation.core.ed25519 import small_order
 from adytum.inference.channel.exchange import Shape
 from adytum.inference.channel.padding import Padding
 from adytum.inference.channel.shaping import LARGEST, SMALLEST, Cells

@@ -54,9 +54,9 @@ def test_what_cannot_run_here_exists(line: str) -> None:
             return
     words = shlex.split(line)
     if words[:3] == ["python", "-m", "adytum.attestation"]:
-        from adytum.attestation.__main__ import _parser
+        from adytum.attestation.cli.main import parser
 
-        _parser().parse_args(words[3:])
+        parser().parse_args(words[3:])
     elif words[0] != "curl":
         assert (ROOT / words[0]).is_file(), line
         assert (ROOT / "deploy/image" / f"{words[1]}.packages").is_file(), line

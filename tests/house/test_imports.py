@@ -100,36 +100,36 @@ RULES = (
         inside("attestation"),
         lambda target: under(target, *OURS) and not under(target, "adytum.attestation"),
         (
-            ("attestation/verify/document.py", "import adytum.inference"),
-            ("attestation/verify/document.py", "from adytum.inference.channel import hpke"),
+            ("attestation/verifier/document.py", "import adytum.inference"),
+            ("attestation/verifier/document.py", "from adytum.inference.channel import hpke"),
             ("attestation/snp/report.py", "def f():\n    import adytum.inference.gateway.keys"),
             (
-                "attestation/verify/document.py",
+                "attestation/verifier/document.py",
                 "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tests import x",
             ),
             ("attestation/snp/report.py", "from ...inference import keys"),
         ),
         (
-            ("attestation/verify/document.py", "import hashlib\nfrom adytum.attestation.snp import report"),
+            ("attestation/verifier/document.py", "import hashlib\nfrom adytum.attestation.snp import report"),
             ("attestation/snp/report.py", "from . import chain\nfrom ..errors import EvidenceError"),
         ),
     ),
     Rule(
         # Style, 3. The command line and the devices themselves are where they come in.
         "verification imports no device",
-        lambda path: inside("attestation")(path) and not path.endswith(("/device.py", "/devices.py", "/__main__.py")),
+        lambda path: inside("attestation")(path) and not path.endswith(("/device.py", "/devices.py", "/cli/main.py")),
         is_device,
         (
-            ("attestation/verify/document.py", "from adytum.attestation.snp.device import report"),
-            ("attestation/verify/document.py", "from adytum.attestation.snp import device"),
+            ("attestation/verifier/document.py", "from adytum.attestation.snp.device import report"),
+            ("attestation/verifier/document.py", "from adytum.attestation.snp import device"),
             ("attestation/snp/report.py", "from . import device"),
             ("attestation/nvidia/report.py", "import pynvml"),
             ("attestation/collect/rounds.py", "from adytum.attestation.nvidia.device import Gpus"),
         ),
         (
             ("attestation/nvidia/device.py", "import pynvml"),
-            ("attestation/__main__.py", "from adytum.attestation.snp import device"),
-            ("attestation/verify/document.py", "from adytum.attestation.snp import report"),
+            ("attestation/cli/main.py", "from adytum.attestation.snp import device"),
+            ("attestation/verifier/document.py", "from adytum.attestation.snp import report"),
         ),
     ),
     Rule(
@@ -221,7 +221,7 @@ RULES = (
         (
             (
                 "inference/client/proxy.py",
-                "import httpx2\nfrom adytum.attestation.verify.document import verify\n"
+                "import httpx2\nfrom adytum.attestation.verifier.document import verify\n"
                 "from adytum.inference.channel import ohttp\nfrom . import errors\nfrom ..channel import bhttp",
             ),
         ),
@@ -275,7 +275,7 @@ RULES = (
         (
             ("inference/backend/start.py", "from adytum.benchmarks import stats"),
             ("deploy/demo/run.py", "import adytum.benchmarks.load.load"),
-            ("attestation/verify/document.py", "from adytum.benchmarks.runfile.stats import x"),
+            ("attestation/verifier/document.py", "from adytum.benchmarks.runfile.stats import x"),
         ),
         (("inference/backend/start.py", "import statistics"),),
     ),
@@ -289,7 +289,7 @@ RULES = (
             ("deploy/demo/run.py", "import vllm"),
             ("benchmarks/runs/serve.py", "from vllm import LLM"),
             ("tests/engine/test_launcher.py", "import vllm"),
-            ("attestation/verify/document.py", "import importlib\nimportlib.import_module('vllm')"),
+            ("attestation/verifier/document.py", "import importlib\nimportlib.import_module('vllm')"),
         ),
         (
             (LAUNCHER, "import vllm"),
@@ -315,7 +315,7 @@ RULES = (
 LAYERS = {
     "attestation": (
         *("core", "document", "tsm", "simulated", "snp", "vtpm", "tdx", "nvidia"),
-        *("reference", "policy", "verify", "collect", "cli", "__main__"),
+        *("reference", "policy", "verifier", "collect", "cli", "__main__"),
     ),
     "inference": ("channel", "core", "gateway", "engine", "client", "preflight", "backend", "cli", "__main__"),
     "inference/gateway": ("limits", "keys", "failures", "callers", "admission", "accounting", "exchange", "edge"),

@@ -14,7 +14,7 @@ import pytest
 from adytum.attestation.core.errors import AttestationError, PolicyError
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
 from adytum.inference.channel import keyconfig
 from adytum.inference.gateway.edge.app import GATEWAY_PATH
 from tests.conftest import RunningBackend

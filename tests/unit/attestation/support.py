@@ -17,7 +17,7 @@ from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.evidence import Claims, CpuEvidence, Evidence, ModelClaim
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.simulated.device import SimulatedCpu
-from adytum.attestation.verify.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
 
 ROOT = Path(__file__).resolve().parents[3]
 START = 1_795_400_000

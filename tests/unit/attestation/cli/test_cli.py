@@ -124,7 +124,7 @@ def test_usage(evidence: Path, policy: Path, tmp_path: Path) -> None:
         (("verify", evidence, *nonce, "--policy", bad_policy), "did you mean 'padding'?"),
         (("fetch", "file:///etc/hostname", "--policy", policy), "https://host:port"),
         (("fetch", "localhost", "--policy", policy), "https://host:port"),
-        (("fetch", "http://[", "--policy", policy), "no address"),
+        (("fetch", "http://[", "--policy", policy), "is not an address"),
     ):
         done = run(*arguments)
         assert (done.returncode, done.stdout) == (2, ""), (arguments, done.stderr)
@@ -144,7 +144,7 @@ def test_show_says_what_holds_and_what_was_not_checked(evidence: Path) -> None:
     evidence.write_bytes(document(with_claims(cc_mode="devtools")))
     done = run("show", evidence, "--time", AT)
     assert done.returncode == 10
-    assert "\u2717 the claims say that the GPUs' mode is devtools" in done.stdout
+    assert "\u2717 the claims state the GPUs' mode devtools" in done.stdout
 
 
 @pytest.mark.parametrize(

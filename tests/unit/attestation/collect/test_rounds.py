@@ -7,7 +7,7 @@ import pytest
 from adytum.attestation.collect.rounds import Collector, NoEndorsements, NoGpus, Round
 from adytum.attestation.core.errors import CollectionError, EvidenceError
 from adytum.attestation.core.limits import LIMITS
-from adytum.attestation.document.binding import gpu_nonce, nonce_root
+from adytum.attestation.document.binding import NonceTree, gpu_nonce
 from adytum.attestation.document.evidence import CpuEvidence, Evidence
 from adytum.attestation.simulated.device import SimulatedCpu
 from tests.unit.attestation.support import CLAIMS, NONCE, NONCES, check, clock, with_claims
@@ -84,7 +84,7 @@ def test_the_gpus_are_asked_with_the_bound_nonce() -> None:
             return b"[]"
 
     Collector(SimulatedCpu(clock=clock), Gpus(), NoEndorsements()).collect(CLAIMS, list(NONCES))
-    assert asked == [gpu_nonce(nonce_root(NONCES), CLAIMS.encode())]
+    assert asked == [gpu_nonce(NonceTree(NONCES).root, CLAIMS.encode())]
 
 
 def test_a_failing_device_gives_no_document() -> None:

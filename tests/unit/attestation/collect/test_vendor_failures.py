@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from adytum.attestation.collect.vendors import Collateral, FetchFailed, Request, https
+from adytum.attestation.collect.vendors import FetchFailed, Request, VendorCache, https
 from adytum.attestation.core.limits import LIMITS
 from tests.unit.attestation.collect.vendor_case import DAY, GETTERS, HOUR, MINUTE, Case, Clock, missing, ocsp_der
 from tests.unit.attestation.vendors import FAILURES, START, YEARS, Vendors, issue, serving, tls_files
@@ -50,7 +50,7 @@ def test_a_vendor_that_limits_or_is_away_is_left_alone_as_a_whole(case: Case, mo
     case.cache.refresh()
     assert len(case.paths) == 1
     for product in ("Milan", "Genoa", "Turin"):
-        assert "has not given it yet" not in missing(lambda product=product: case.cache.amd_crl(product))
+        assert "has not answered yet" not in missing(lambda product=product: case.cache.amd_crl(product))
     case.wait(MINUTE)
     assert len(case.paths) == 2  # Another one: it has failed less often.
     assert case.paths[0] != case.paths[1]
@@ -103,7 +103,7 @@ def test_pauses_double_up_to_an_hour_and_never_overflow() -> None:
         tries.append(clock.now)
         raise FetchFailed("no", whole_host=True)
 
-    cache = Collateral(fetch, clock)
+    cache = VendorCache(fetch, clock)
     missing(lambda: cache.amd_crl("Milan"))
     cache.refresh()
     while len(tries) < 1100:
@@ -222,9 +222,9 @@ def test_failures_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
     ],
 )
 def test_addresses_that_are_not_asked(url: str) -> None:
-    with pytest.raises(FetchFailed, match="not one that can be asked"):
+    with pytest.raises(FetchFailed, match="address cannot be used"):
         https(Request(url))
-    cache = Collateral(https, Clock(), amd=url.removesuffix("/x"))
+    cache = VendorCache(https, Clock(), amd=url.removesuffix("/x"))
     missing(lambda: cache.amd_crl("Milan"))
     cache.refresh()
     missing(lambda: cache.amd_crl("Milan"))
@@ -242,7 +242,7 @@ def test_one_refresh_at_a_time_for_which_others_wait_and_getters_do_not() -> Non
         assert go.wait(10)
         return Vendors()._crl("Milan")
 
-    cache = Collateral(fetch, Clock())
+    cache = VendorCache(fetch, Clock())
     missing(lambda: cache.amd_crl("Milan"))
     first, second = threading.Thread(target=cache.refresh), threading.Thread(target=cache.refresh)
     first.start()
@@ -270,7 +270,7 @@ def test_a_fault_of_the_program_does_not_block_later_refreshes() -> None:
             raise ZeroDivisionError
         return Vendors()._crl("Milan")
 
-    cache = Collateral(fetch, Clock())
+    cache = VendorCache(fetch, Clock())
     missing(lambda: cache.amd_crl("Milan"))
     with contextlib.suppress(ZeroDivisionError):
         cache.refresh()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adytum.attestation.collect.vendors import AMD_KDS, Collateral, FetchFailed, Request, https
+from adytum.attestation.collect.vendors import AMD_KDS, FetchFailed, Request, VendorCache, https
 from adytum.attestation.core.certificates import load, load_all
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import CollectionError
@@ -145,7 +145,8 @@ def test_real_reports_verify_with_what_amd_is_asked_for(case: Case, vectors: Pat
         case.cache.refresh()
         now = max(certificate.not_valid_before_utc, START)
         verified = verify_snp(data, get(), ark=TrustRoots().amd_ark, now=now, checks=Checks())
-        assert verified.product == vek.product
+        assert verified.snp is not None
+        assert verified.snp.product == vek.product
 
 
 def test_real_manifests_come_as_nvidia_signed_them(case: Case, vectors: Path) -> None:
@@ -180,7 +181,7 @@ def test_the_name_of_a_manifest_stays_a_name(case: Case) -> None:
 def test_a_getter_never_fetches_and_a_refresh_does_once(case: Case, name: str) -> None:
     _, get = GETTERS[name]
     for _ in range(3):
-        assert "has not given it yet" in missing(lambda: get(case.cache))
+        assert "has not answered yet" in missing(lambda: get(case.cache))
     assert case.paths == []
     case.cache.refresh()
     asked = len(case.paths)
@@ -221,7 +222,7 @@ def test_what_names_no_end_is_not_kept(case: Case) -> None:
     for get in (lambda: case.cache.ocsp(ocsp_der()), lambda: case.cache.amd_crl("Milan")):
         missing(get)
         case.cache.refresh()
-        assert "without an end" in missing(get)
+        assert "without an expiry" in missing(get)
 
 
 def without_next_update(crl: bytes) -> bytes:
@@ -277,7 +278,7 @@ def test_the_one_asked_for_longest_ago_goes_first_when_there_are_too_many(bound:
         fetched.append(request.url)
         return crls[request.url.split("/")[-2]]
 
-    cache = Collateral(fetch, Clock(), **bound)
+    cache = VendorCache(fetch, Clock(), **bound)
     for product in ("Milan", "Genoa"):
         missing(lambda product=product: cache.amd_crl(product))
     cache.refresh()
@@ -290,7 +291,7 @@ def test_the_one_asked_for_longest_ago_goes_first_when_there_are_too_many(bound:
 
 
 def test_no_bound_makes_a_cache_raise_anything_else() -> None:
-    cache = Collateral(lambda request: Vendors()._crl("Milan"), Clock(), entries=0, size=0)
+    cache = VendorCache(lambda request: Vendors()._crl("Milan"), Clock(), entries=0, size=0)
     for _ in range(3):
         missing(lambda: cache.amd_crl("Milan"))
         cache.refresh()
@@ -323,7 +324,7 @@ def kept(name: str, data: bytes) -> bool:
     """Whether the cache keeps it. Raises what the cache lets out."""
     chain = ask("Milan", "vcek").pem + ark("Milan").pem
     send = lambda request: chain if name == "vcek" and request.url.endswith("cert_chain") else data  # noqa: E731
-    cache = Collateral(send, Clock())
+    cache = VendorCache(send, Clock())
     missing(lambda: ANY_GETTER[name](cache))
     cache.refresh()
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from adytum.attestation.collect.vendors import Collateral, Request, https
+from adytum.attestation.collect.vendors import Request, VendorCache, https
 from adytum.attestation.core.errors import CollectionError
 from adytum.attestation.nvidia.ocsp import ocsp_request
 from adytum.attestation.snp.report import SIZE, SnpReport
@@ -51,7 +51,7 @@ class Case:
 
     def __post_init__(self) -> None:
         url = self.server.url
-        self.cache = Collateral(self.fetch, self.clock, amd=url, azure=url, nvidia_rim=url, nvidia_ocsp=url)
+        self.cache = VendorCache(self.fetch, self.clock, amd=url, azure=url, nvidia_rim=url, nvidia_ocsp=url)
 
     def fetch(self, request: Request) -> bytes:
         return https(request, self.timeout)
@@ -72,7 +72,7 @@ def ocsp_der() -> bytes:
     return ocsp_request(leaf.certificate, issuer.certificate)
 
 
-GETTERS: dict[str, tuple[str, Callable[[Collateral], object]]] = {
+GETTERS: dict[str, tuple[str, Callable[[VendorCache], object]]] = {
     "chain": ("/vcek/v1/Milan/cert_chain", lambda cache: cache.amd_chain("Milan", "vcek")),
     "vlek-chain": ("/vlek/v1/Genoa/cert_chain", lambda cache: cache.amd_chain("Genoa", "vlek")),
     "crl": ("/vcek/v1/Turin/crl", lambda cache: cache.amd_crl("Turin")),

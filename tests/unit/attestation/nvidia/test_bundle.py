@@ -18,7 +18,8 @@ from adytum.attestation.core.errors import AttestationError, EvidenceError, Step
 from adytum.attestation.core.limits import LIMITS
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.evidence import NO_GPUS
-from adytum.attestation.nvidia.bundle import BundledGpu, GpuEvidence, encode_bundle, parse_bundle, verify_bundle
+from adytum.attestation.document.facts import GpuFacts
+from adytum.attestation.nvidia.bundle import GpuEvidence, encode_bundle, parse_bundle, verify_bundle
 from tests.unit.attestation.nvidia.authority import NOW, Authority, FakeGpu
 from tests.unit.attestation.nvidia.rim_authority import RimAuthority, good_answers
 from tests.unit.attestation.nvidia.test_verify import DEVICE_OCSP, Real
@@ -43,7 +44,7 @@ ONE = encode_bundle([evidence(GPUS[0])])
 
 
 def verified(bundle: bytes, *, nonce: bytes = NONCE, checks: Checks | None = None, roots: TrustRoots | None = None,
-             **given: list[bytes]) -> tuple[BundledGpu, ...]:  # fmt: skip
+             **given: list[bytes]) -> tuple[GpuFacts, ...]:  # fmt: skip
     checks = Checks() if checks is None else checks
     return verify_bundle(bundle, nonce=nonce, roots=roots or NVIDIA.roots, now=NOW, checks=checks, **given)
 
@@ -58,7 +59,7 @@ def refused(*gpus: GpuEvidence) -> str:
 def test_four_gpus() -> None:
     checks = Checks()
     found = verified(GOOD, checks=checks)
-    assert len({item.gpu.key_sha256 for item in found}) == 4
+    assert len({item.key_sha256 for item in found}) == 4
     assert [item.cc_mode for item in found] == ["on"] * 4
     for place in range(4):
         said = [check.code for check in checks.passed if check.says.startswith(f"GPU {place}: ")]
@@ -76,11 +77,11 @@ def test_everything_is_given_for_all() -> None:
     checks = Checks()
     roots = replace(NVIDIA.roots, nvidia_rim=manifests.roots)
     found = verified(GOOD, roots=roots, checks=checks, rims=rims, ocsp=answers)
-    assert all(item.gpu.rims_checked and item.gpu.revocation_checked for item in found)
-    assert [item.gpu.measurements_matched for item in found] == [40] * 4
+    assert all(item.rims_checked and item.revocation_checked for item in found)
+    assert [item.measurements_matched for item in found] == [40] * 4
     assert checks.not_given == []
     less = verified(GOOD, roots=roots, rims=rims, ocsp=answers[1:])
-    assert [item.gpu.revocation_checked for item in less] == [False, True, True, True]
+    assert [item.revocation_checked for item in less] == [False, True, True, True]
 
 
 def test_the_real_set_of_four(vectors: Path) -> None:
@@ -93,8 +94,8 @@ def test_the_real_set_of_four(vectors: Path) -> None:
     checks = Checks()
     found = verify_bundle(bundle, nonce=reals[0].nonce, roots=TrustRoots(), now=DEVICE_OCSP, checks=checks)
     assert [item.cc_mode for item in found] == ["on"] * 4
-    assert [item.gpu.feature_flag for item in found] == [2] * 4
-    assert [item.gpu.driver_version for item in found] == ["590.12"] * 4
+    assert [item.protected_pcie for item in found] == [True] * 4
+    assert [item.driver for item in found] == ["590.12"] * 4
     assert "gpu.switches" in [check.code for check in checks.not_given]
     with pytest.raises(VerificationError) as caught:
         verify_bundle(bundle, nonce=NONCE, roots=TrustRoots(), now=DEVICE_OCSP, checks=Checks())
@@ -172,7 +173,7 @@ def test_another_architecture_than_stated() -> None:
     hopper, blackwell = evidence(GPUS[0]), evidence(FakeGpu(NVIDIA, "blackwell"))
     assert refused(replace(hopper, architecture="blackwell")) == "gpu.architecture"
     assert refused(replace(blackwell, architecture="hopper")) == "gpu.architecture"
-    assert verified(encode_bundle([blackwell]))[0].gpu.architecture == "blackwell"
+    assert verified(encode_bundle([blackwell]))[0].architecture == "blackwell"
 
 
 def test_two_architectures() -> None:

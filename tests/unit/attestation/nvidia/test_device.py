@@ -50,7 +50,7 @@ def test_collects_evidence_that_verifies(authority: Authority, count: int) -> No
     with Driver.of(authority, count):
         bundle = NvidiaGpus().collect(NONCE)
     found = verify_bundle(bundle, nonce=NONCE, roots=authority.roots, now=NOW, checks=Checks())
-    assert len({gpu.gpu.key_sha256 for gpu in found}) == count
+    assert len({gpu.key_sha256 for gpu in found}) == count
     assert {gpu.cc_mode for gpu in found} == {"on"}
 
 
@@ -60,7 +60,7 @@ def test_collects_blackwell(authority: Authority) -> None:
     (item,) = parse_bundle(bundle)
     assert (item.architecture, item.multi_gpu, item.cc_mode) == ("blackwell", "nvlink", "on")
     (found,) = verify_bundle(bundle, nonce=NONCE, roots=authority.roots, now=NOW, checks=Checks())
-    assert found.gpu.architecture == "blackwell"
+    assert found.architecture == "blackwell"
 
 
 def test_evidence_is_for_its_nonce_only(authority: Authority, driver: Driver) -> None:
@@ -224,9 +224,9 @@ WRONG: list[tuple[Callable[[Driver], None], str]] = [
     (_none, "lists no GPU"),
     (_many, "17 GPUs"),
     (_simulated, "simulated"),
-    (_unknown_cc, "does not know"),
-    (_unknown_devtools, "does not know"),
-    (_unknown_multi, "does not know"),
+    (_unknown_cc, "unknown state"),
+    (_unknown_devtools, "unknown state"),
+    (_unknown_multi, "unknown state"),
     (_other_nonce, "another nonce"),
     (_cut_report, "cannot be read"),
     (_no_chain, "cannot be read"),

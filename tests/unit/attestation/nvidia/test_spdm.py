@@ -110,7 +110,7 @@ def test_zero_bytes_behind_the_signature(size: int) -> None:
 
 @pytest.mark.parametrize("tail", [bytes(17), b"\1", b"\0\1", bytes(15) + b"\x80", b"\n", made()])
 def test_other_bytes_behind_the_signature(tail: bytes) -> None:
-    with pytest.raises(EvidenceError, match="behind its signature"):
+    with pytest.raises(EvidenceError, match="after its signature"):
         GpuReport.parse(made() + tail)
 
 
@@ -127,12 +127,12 @@ def test_every_truncation_of_a_real_report(vectors: Path, case: str) -> None:
     [
         (b"", 0, "do not fill"),
         (RECORD, 1, "do not fill"),
-        (RECORD, 3, "too early"),
-        (RECORD[:-1], 2, "too early"),
+        (RECORD, 3, "ends before it is complete"),
+        (RECORD[:-1], 2, "ends before it is complete"),
         (RECORD + b"\0", 2, "do not fill"),
-        (block(1, DIGEST) + block(1, DIGEST), 2, "twice, or not in its place"),
-        (block(2, DIGEST) + block(1, DIGEST), 2, "twice, or not in its place"),
-        (block(0, DIGEST), 1, "twice, or not in its place"),
+        (block(1, DIGEST) + block(1, DIGEST), 2, "twice or out of order"),
+        (block(2, DIGEST) + block(1, DIGEST), 2, "twice or out of order"),
+        (block(0, DIGEST), 1, "twice or out of order"),
         (block(1, DIGEST, specification=0), 1, "not a SHA-384 digest"),
         (block(1, DIGEST, specification=2), 1, "not a SHA-384 digest"),
         (block(1, DIGEST, kind=0x81), 1, "not a SHA-384 digest"),
@@ -153,9 +153,9 @@ def test_malformed_measurements(record: bytes, count: int, match: str) -> None:
     [
         (opaque_fields([(3, b"1.2"), (3, b"1.2")]), "field 3 twice"),
         (opaque_fields([(999, b""), (999, b"x")]), "field 999 twice"),
-        (OPAQUE + b"\0", "too early"),
-        (OPAQUE + struct.pack("<HH", 4, 1), "too early"),
-        (OPAQUE[:-1], "too early"),
+        (OPAQUE + b"\0", "ends before it is complete"),
+        (OPAQUE + struct.pack("<HH", 4, 1), "ends before it is complete"),
+        (OPAQUE[:-1], "ends before it is complete"),
     ],
 )
 def test_malformed_opaque_data(opaque: bytes, match: str) -> None:

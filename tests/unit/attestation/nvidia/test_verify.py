@@ -12,7 +12,9 @@ from adytum.attestation.core.certificates import load_all
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import EvidenceError, Step, UnsupportedError, VerificationError
 from adytum.attestation.core.trust import TrustRoots
-from adytum.attestation.nvidia.verify import VerifiedGpu, verify_gpu
+from adytum.attestation.document.facts import GpuFacts
+from adytum.attestation.nvidia.spdm import GpuReport
+from adytum.attestation.nvidia.verify import verify_gpu
 from tests.unit.attestation.nvidia.authority import NOW
 from tests.unit.attestation.nvidia.test_spdm import CASES, GPUS, case_says, real_report
 
@@ -57,7 +59,7 @@ class Real:
         checks: Checks | None = None,
         rims: Sequence[bytes] = (),
         ocsp: Sequence[bytes] = (),
-    ) -> VerifiedGpu:
+    ) -> GpuFacts:
         return verify_gpu(
             self.report,
             self.chain,
@@ -77,8 +79,9 @@ def test_real_reports_by_themselves(vectors: Path, case: str) -> None:
     says = case_says(vectors, case)
     gpu = Real.of(vectors, case).verified(checks=checks)
     assert gpu.architecture == says["arch"].lower()
-    assert (gpu.driver_version, gpu.vbios_version) == (says["driver_version"], says["vbios_version"])
-    assert gpu.feature_flag == {"": None, "0000": 0, "0200": 2}[says["feature_flag"]]
+    assert (gpu.driver, gpu.vbios) == (says["driver_version"], says["vbios_version"])
+    flag = GpuReport.parse(Real.of(vectors, case).report).feature_flag
+    assert flag == {"": None, "0000": 0, "0200": 2}[says["feature_flag"]]
     assert (gpu.rims_checked, gpu.measurements_matched, gpu.revocation_checked) == (False, 0, False)
     assert gpu.valid_until.year == 9999
     passed, lacking = codes(checks)

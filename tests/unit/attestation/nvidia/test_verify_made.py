@@ -16,9 +16,10 @@ from adytum.attestation.core.certificates import spki_sha256
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, EvidenceError, Step, VerificationError
 from adytum.attestation.core.trust import TrustRoots
+from adytum.attestation.document.facts import GpuFacts
 from adytum.attestation.nvidia.chain import firmware
 from adytum.attestation.nvidia.rim import Rim
-from adytum.attestation.nvidia.verify import VerifiedGpu, verify_gpu
+from adytum.attestation.nvidia.verify import verify_gpu
 from tests.unit.attestation.nvidia.authority import (
     FWIDS,
     NOW,
@@ -57,7 +58,7 @@ def verified(
     checks: Checks | None = None,
     rims: Sequence[bytes] = (),
     ocsp: Sequence[bytes] = (),
-) -> VerifiedGpu:
+) -> GpuFacts:
     checks = Checks() if checks is None else checks
     return verify_gpu(report, chain, nonce=nonce, roots=roots, now=now, checks=checks, rims=rims, ocsp=ocsp)
 
@@ -80,7 +81,7 @@ def test_a_made_report(architecture: str) -> None:
     checks = Checks()
     gpu = FakeGpu(NVIDIA, architecture)
     found = verified(gpu.report(NONCE), gpu.chain, checks=checks)
-    assert (found.architecture, found.fwid, found.feature_flag) == (architecture, gpu.fwid, 0)
+    assert (found.architecture, found.fwid, found.cc_mode) == (architecture, gpu.fwid, "unknown")
     assert codes(checks) == ([*BASIC, "gpu.fwid"], ["gpu.rim", "gpu.ocsp"])
 
 
@@ -173,9 +174,9 @@ def test_signatures_that_cannot_be(signature: bytes) -> None:
 def test_the_last_96_bytes_are_not_the_signature() -> None:
     """Someone who writes his own report and puts a true one's end behind it."""
     true = GPU.report(NONCE)
-    with pytest.raises(EvidenceError, match="behind its signature"):
+    with pytest.raises(EvidenceError, match="after its signature"):
         verified(FakeGpu(OTHER).report(NONCE) + true, GPU.chain)
-    with pytest.raises(EvidenceError, match="behind its signature"):
+    with pytest.raises(EvidenceError, match="after its signature"):
         verified(true + true[-96:], GPU.chain)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from adytum.attestation.core.errors import PolicyError
+from adytum.attestation.document.facts import CpuFacts, Facts, GpuFacts, SnpFacts, TdxFacts
 from adytum.attestation.policy.hardware import (
     CcMode,
     Chips,
@@ -26,37 +27,51 @@ from adytum.attestation.policy.hardware import (
     Vmpl,
 )
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.policy.rules import Facts, GpuFacts, Rule, SnpFacts, TdxFacts
-from tests.unit.attestation.support import CLAIMS, START
+from adytum.attestation.policy.rules import Rule
+from tests.unit.attestation.support import CLAIMS, NOW, START
 
-GPU = GpuFacts("hopper", "550.90.07", "96.00.9F.00.01", "on", rims_checked=True, revocation_checked=True)
+GPU = GpuFacts(
+    "hopper",
+    "550.90.07",
+    "96.00.9F.00.01",
+    fwid=bytes(48),
+    key_sha256=bytes(32),
+    protected_pcie=False,
+    rims_checked=True,
+    measurements_matched=33,
+    revocation_checked=True,
+    valid_until=NOW,
+    cc_mode="on",
+)
 SNP = SnpFacts(
     "Genoa",
     {"bootloader": 9, "tee": 0, "snp": 23, "microcode": 72},
     vmpl=0,
     flags=frozenset({"smt", "tsme"}),
     chip_id=b"\x07" * 64,
+    vek="vcek",
+    csp_id=None,
 )
-FACTS = Facts(
-    provider="sev-snp",
-    measurement=bytes(48),
-    claims=replace(CLAIMS, cc_mode="on"),
-    signed_at=(("claims.issued_at", START),),
-    now=START,
-    debug=False,
-    migration=False,
-    cpu_revocation_checked=True,
-    snp=SNP,
-    tdx=None,
-    pcrs=None,
-    gpus=(GPU, GPU),
-)
-VTPM = replace(FACTS, pcrs={4: b"\x04" * 32, 7: b"\x07" * 32})
-TDX = replace(FACTS, provider="tdx", snp=None, tdx=TdxFacts("UpToDate"))
+CPU = CpuFacts("sev-snp", bytes(64), bytes(48), bytes(32), revocation_checked=True, valid_until=NOW, snp=SNP)
+FACTS = Facts(CPU, (GPU, GPU), replace(CLAIMS, cc_mode="on"), START)
+
+
+def cpu(**changes: Any) -> Facts:
+    return replace(FACTS, cpu=replace(CPU, **changes))
+
+
+VTPM = cpu(pcrs={4: b"\x04" * 32, 7: b"\x07" * 32})
+
+
+def tdx(status: str | None, **changes: Any) -> Facts:
+    return cpu(provider="tdx", snp=None, tdx=TdxFacts(status), **changes)
+
+
+TDX = tdx("UpToDate")
 
 
 def snp(**changes: Any) -> Facts:
-    return replace(FACTS, snp=replace(SNP, **changes))
+    return cpu(snp=replace(SNP, **changes))
 
 
 def gpus(**changes: Any) -> Facts:
@@ -76,8 +91,8 @@ def levels(**changes: int) -> MinimumTcb:
         (MinimumTcb("any"), snp(product="Turin")),
         (levels(), TDX),
         (Debug("refused"), FACTS),
-        (Debug("allowed"), replace(FACTS, debug=True)),
-        (Migration("allowed"), replace(FACTS, migration=True)),
+        (Debug("allowed"), cpu(debug=True)),
+        (Migration("allowed"), cpu(migration=True)),
         (Vmpl(frozenset({0, 1})), snp(vmpl=1)),
         (Vmpl("any"), snp(vmpl=3)),
         (Platform(frozenset({"tsme"}), frozenset({"tio"})), FACTS),
@@ -88,10 +103,10 @@ def levels(**changes: int) -> MinimumTcb:
         (Pcrs("any"), FACTS),
         (TdxStatus(frozenset({"UpToDate"})), TDX),
         (TdxStatus(frozenset({"UpToDate"})), FACTS),
-        (TdxStatus("any"), replace(TDX, tdx=TdxFacts(None))),
+        (TdxStatus("any"), tdx(None)),
         (CpuRevocation("required"), FACTS),
-        (CpuRevocation("required"), replace(FACTS, cpu_revocation_checked=None)),
-        (CpuRevocation("optional"), replace(FACTS, cpu_revocation_checked=False)),
+        (CpuRevocation("required"), cpu(revocation_checked=None)),
+        (CpuRevocation("optional"), cpu(revocation_checked=False)),
         (Gpu("none"), replace(FACTS, gpus=())),
         (Gpu("required"), FACTS),
         (Gpu(2), FACTS),
@@ -122,9 +137,9 @@ def test_accepted(rule: Rule, facts: Facts) -> None:
         (levels(fmc=0), FACTS, "minimum_tcb"),
         (levels(), snp(product="Milan"), "minimum_tcb"),
         (MinimumTcb({}), FACTS, "minimum_tcb"),
-        (Debug("refused"), replace(FACTS, debug=True), "debug"),
-        (Debug("refused"), replace(TDX, debug=True), "debug"),
-        (Migration("refused"), replace(FACTS, migration=True), "migration"),
+        (Debug("refused"), cpu(debug=True), "debug"),
+        (Debug("refused"), tdx("UpToDate", debug=True), "debug"),
+        (Migration("refused"), cpu(migration=True), "migration"),
         (Vmpl(frozenset({0})), snp(vmpl=1), "vmpl"),
         (Vmpl(frozenset()), FACTS, "vmpl"),
         (Platform(frozenset({"tsme", "ecc"}), "any"), FACTS, "platform_set"),
@@ -134,9 +149,9 @@ def test_accepted(rule: Rule, facts: Facts) -> None:
         (Pcrs({4: b"\x05" * 32}), VTPM, "pcrs"),
         (Pcrs({4: b"\x04" * 32, 8: bytes(32)}), VTPM, "pcrs"),
         (Pcrs({4: b"\x04" * 32}), FACTS, "pcrs"),
-        (TdxStatus(frozenset({"UpToDate"})), replace(TDX, tdx=TdxFacts("OutOfDate")), "tdx_status"),
-        (TdxStatus(frozenset({"UpToDate"})), replace(TDX, tdx=TdxFacts(None)), "tdx_status"),
-        (CpuRevocation("required"), replace(FACTS, cpu_revocation_checked=False), "cpu_revocation"),
+        (TdxStatus(frozenset({"UpToDate"})), tdx("OutOfDate"), "tdx_status"),
+        (TdxStatus(frozenset({"UpToDate"})), tdx(None), "tdx_status"),
+        (CpuRevocation("required"), cpu(revocation_checked=False), "cpu_revocation"),
         (Gpu("none"), FACTS, "gpu"),
         (Gpu("required"), replace(FACTS, gpus=()), "gpu"),
         (Gpu(1), FACTS, "gpu"),
@@ -170,14 +185,14 @@ class Refuses:
 
 
 def test_a_report_by_itself_is_judged_by_the_rules_about_it() -> None:
-    bare = replace(FACTS, claims=None, signed_at=())
+    bare = replace(FACTS, claims=None)
     accepts = Policy.default(frozenset({bytes(48)}))
     accepts.evaluate_cpu(bare)
     accepts.evaluate_gpus(bare)
     with pytest.raises(PolicyError, match="no claims"):
         accepts.evaluate(bare)
     with pytest.raises(PolicyError, match="when it was made"):
-        accepts.evaluate(replace(FACTS, signed_at=()))
+        accepts.age.check(bare)
     refused: dict[str, set[str]] = {"cpu": set(), "gpus": set()}
     for field in fields(Policy):
         policy = replace(accepts, **{field.name: Refuses()})

@@ -193,6 +193,7 @@ def test_a_report_by_itself_is_judged_by_its_measurement(tmp_path: Path) -> None
     rule = policy(tmp_path).release
     verified = check(serves(NEW_LAUNCH, NEW_CLAIMS), policy=policy(tmp_path))
     rule.check(replace(verified.facts, claims=None))
+    old = replace(verified.facts.cpu, measurement=OLD_LAUNCH)
     with pytest.raises(PolicyError, match="release"):
-        rule.check(replace(verified.facts, claims=None, measurement=OLD_LAUNCH))
-    rules.Release("none").check(replace(verified.facts, measurement=OLD_LAUNCH))
+        rule.check(replace(verified.facts, claims=None, cpu=old))
+    rules.SignedRelease("none").check(replace(verified.facts, cpu=old))

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from adytum.attestation.core.certificates import load
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, EvidenceError, Step, UnsupportedError, VerificationError
+from adytum.attestation.document.facts import CpuFacts
 from adytum.attestation.snp.report import SnpReport
-from adytum.attestation.snp.verify import VerifiedSnp, verify_snp
+from adytum.attestation.snp.verify import verify_snp
 from tests.unit.attestation.snp.authority import DAY, LEVELS, NOW, Processor, integer, text
 
 GENOA = Processor()
@@ -31,7 +32,7 @@ def check(
     now: datetime.datetime = NOW,
     crls: tuple[bytes, ...] = (),
     checks: Checks | None = None,
-) -> VerifiedSnp:
+) -> CpuFacts:
     return verify_snp(
         processor.report() if report is None else report,
         processor.certificates if certificates is None else certificates,
@@ -49,10 +50,11 @@ def test_accepted(product: str, kind: str, version: int) -> None:
     processor = Processor(product, kind)
     checks = Checks()
     found = check(processor, processor.report(b"d" * 64, version, vmpl=2), checks=checks)
-    assert (found.product, found.vek, found.report.version, found.report.vmpl) == (product, kind, version, 2)
-    assert found.report.report_data == b"d" * 64
-    assert found.tcb == LEVELS | ({"fmc": 1} if product == "Turin" else {})
-    assert found.csp_id == ("CN=cc-fake.example.com" if kind == "vlek" else None)
+    assert (found.provider, found.report_data) == ("sev-snp", b"d" * 64)
+    assert found.snp is not None
+    assert (found.snp.product, found.snp.vek, found.snp.vmpl) == (product, kind, 2)
+    assert found.snp.tcb == LEVELS | ({"fmc": 1} if product == "Turin" else {})
+    assert found.snp.csp_id == ("CN=cc-fake.example.com" if kind == "vlek" else None)
     assert found.valid_until == NOW + 1000 * DAY
     assert not found.revocation_checked
     assert [check.code for check in checks.not_given] == ["snp.crl"]
@@ -68,7 +70,7 @@ def test_a_current_list_of_revoked_certificates() -> None:
     assert found.valid_until == NOW + 5 * DAY
 
 
-def wrong(processor: Processor = GENOA, **arguments: Any) -> Callable[[], VerifiedSnp]:
+def wrong(processor: Processor = GENOA, **arguments: Any) -> Callable[[], CpuFacts]:
     return lambda: check(processor, **arguments)
 
 
@@ -119,7 +121,7 @@ FIRST, SECOND, ROOT = GENOA.certificates
         (wrong(report=GENOA.report(chip_id=MASKED)), "snp.chip_masked"),
     ],
 )  # fmt: skip
-def test_rejected_with_its_code(attempt: Callable[[], VerifiedSnp], code: str) -> None:
+def test_rejected_with_its_code(attempt: Callable[[], CpuFacts], code: str) -> None:
     with pytest.raises(VerificationError) as rejected:
         attempt()
     assert (rejected.value.code, rejected.value.step) == (code, Step.CPU_REPORT)
@@ -203,12 +205,10 @@ def test_reserved_values(at: int, value: int) -> None:
 def test_what_a_report_says() -> None:
     policy = 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19
     report = SnpReport.parse(GENOA.report(policy=policy, platform_info=0b11001001))
-    assert (report.debug, report.migration, report.smt_allowed) == (True, True, True)
+    assert (report.debug, report.migration) == (True, True)
     assert report.flags == {"smt", "rapl_disabled", "bit6", "tio"}
     plain = SnpReport.parse(GENOA.report(policy=1 << 17, platform_info=0))
-    assert (plain.debug, plain.migration, plain.smt_allowed, plain.flags) == (False, False, False, frozenset())
-    assert plain.mitigations is None
-    assert SnpReport.parse(GENOA.report(version=5)).mitigations == (0, 0)
+    assert (plain.debug, plain.migration, plain.flags) == (False, False, frozenset())
 
 
 def test_every_changed_byte_of_a_certificate_is_refused() -> None:
@@ -280,7 +280,7 @@ def test_the_other_signature_of_the_same_report_holds() -> None:
     """ECDSA has two for each message, (r, s) and (r, n - s). So a signature, or a hash over one, names no report."""
     report = GENOA.report()
     other = ORDER - int.from_bytes(report[0x2E8:0x318], "little")
-    assert check(report=report[:0x2E8] + other.to_bytes(48, "little") + report[0x318:]).report.report_data == bytes(64)
+    assert check(report=report[:0x2E8] + other.to_bytes(48, "little") + report[0x318:]).report_data == bytes(64)
 
 
 # The warning is what this test watches: the day on which it is an error.

@@ -36,8 +36,8 @@ def test_from_the_device_to_the_verifier(tmp_path: Path) -> None:
     ("answer", "says"),
     [
         (lambda _: b"", "empty report"),
-        (lambda _: b"x" * 5000, "no quote that can be used"),
-        (lambda inblob: quote(inblob)[:-1000], "no quote that can be used"),
+        (lambda _: b"x" * 5000, "no usable quote"),
+        (lambda inblob: quote(inblob)[:-1000], "no usable quote"),
         (lambda inblob: INTEL.quote(changed(version=3, report_data=inblob)), "version 3"),
         (lambda _: quote(b"o" * 64), "other report data"),
     ],

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import json
 import re
 import sys
@@ -18,8 +19,9 @@ from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, EvidenceError, Step, UnsupportedError, VerificationError
 from adytum.attestation.core.limits import LIMITS
 from adytum.attestation.core.trust import INTEL_SGX
+from adytum.attestation.document.facts import CpuFacts, TdxFacts
 from adytum.attestation.tdx.quote import TdxQuote
-from adytum.attestation.tdx.verify import VerifiedTdx, verify_tdx
+from adytum.attestation.tdx.verify import verify_tdx
 from tests.unit.attestation.tdx.authority import NOW, Authority, Td, changed, pem
 from tests.unit.attestation.tdx.test_quote import CASES, real_quote
 
@@ -47,7 +49,7 @@ def verified(
     roots: frozenset[bytes] = INTEL.roots,
     now: datetime.datetime = NOW,
     checks: Checks | None = None,
-) -> VerifiedTdx:
+) -> CpuFacts:
     data = json.dumps(collateral).encode() if isinstance(collateral, dict) else collateral
     return verify_tdx(quote, collateral=data, roots=roots, now=now, checks=checks or Checks())  # type: ignore[arg-type]
 
@@ -90,7 +92,8 @@ def test_real_quotes_without_collateral(vectors: Path, case: str) -> None:
     says = json.loads((vectors / "tdx" / case / "case.json").read_text())
     assert proof.report_data.hex() == says["report_data"]
     assert proof.debug == (case == "v4-debug-td")
-    assert (proof.tcb_status, proof.revocation_checked, proof.advisory_ids) == (None, False, ())
+    assert (proof.tdx, proof.revocation_checked) == (TdxFacts(), False)
+    assert proof.valid_until is not None
     assert [check.code for check in checks.passed] == WITHOUT_COLLATERAL
     assert [check.code for check in checks.not_given] == ["tdx.collateral"]
     assert at(1771498731) < proof.valid_until
@@ -118,7 +121,8 @@ def test_real_quotes_with_collateral(vectors: Path, case: str, seconds: int, out
         assert (caught.value.step, caught.value.code) == (Step.CPU_REPORT, outcome)
         return
     proof = verified(real_quote(vectors, case), collateral, roots=INTEL_SGX, now=at(seconds), checks=checks)
-    assert (proof.tcb_status, proof.revocation_checked, proof.advisory_ids) == (outcome, True, ())
+    assert proof.tdx is not None
+    assert (proof.tdx.status, proof.revocation_checked, proof.tdx.advisory_ids) == (outcome, True, ())
     assert proof.valid_until == datetime.datetime(2025, 7, 19, 10, 0, 35, tzinfo=datetime.UTC)
     assert [check.code for check in checks.passed] == [*WITHOUT_COLLATERAL, "tdx.collateral"]
     assert checks.not_given == []
@@ -142,10 +146,11 @@ def test_real_quotes_and_another_root(vectors: Path) -> None:
 @pytest.mark.parametrize("td", [Td(), Td(version=5), Td(version=5, body_type=3)], ids=["4", "5", "5 with TDX 1.5"])
 def test_fake_intel(td: Td) -> None:
     checks = Checks()
-    proof = verified(INTEL.quote(td), checks=checks)
-    assert proof.report_data == td.report_data
-    assert proof.tcb_status is None
-    assert proof.td.mrtd == td.mrtd
+    quote = INTEL.quote(td)
+    proof = verified(quote, checks=checks)
+    assert (proof.provider, proof.report_data, proof.tdx) == ("tdx", td.report_data, TdxFacts())
+    assert proof.measurement == hashlib.sha384(b"".join((td.mrtd, *td.rtmr))).digest()
+    assert TdxQuote.parse(quote).td.mrtd == td.mrtd
     assert [check.code for check in checks.passed] == WITHOUT_COLLATERAL
 
 
@@ -154,8 +159,8 @@ def test_fake_intel(td: Td) -> None:
 def test_fake_intel_with_collateral(td: Td, status: str) -> None:
     pytest.importorskip("dcap_qvl", reason="needs the extra tdx")
     proof = verified(INTEL.quote(td), INTEL.collateral(status, advisories=("INTEL-SA-00001",)))
-    assert (proof.tcb_status, proof.advisory_ids) == (status, ("INTEL-SA-00001",))
-    assert (proof.revocation_checked, proof.tcb_evaluation) == (True, 17)
+    assert proof.tdx == TdxFacts(status, ("INTEL-SA-00001",), 17)
+    assert proof.revocation_checked
     assert proof.valid_until == NOW + datetime.timedelta(days=30)
 
 
@@ -260,7 +265,7 @@ def test_debug_is_shown_and_refused_with_collateral(attributes: int) -> None:
 def test_another_chain_in_the_collateral_changes_nothing() -> None:
     pytest.importorskip("dcap_qvl", reason="needs the extra tdx")
     collateral = INTEL.collateral() | {"pck_certificate_chain": pem(OTHER.pck, OTHER.ca, OTHER.root)}
-    assert verified(INTEL.quote(), collateral).tcb_status == "UpToDate"
+    assert verified(INTEL.quote(), collateral).tdx == TdxFacts("UpToDate", (), 17)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +296,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dcap_qvl", None)
     with pytest.raises(UnsupportedError, match=re.escape("pip install 'adytum[tdx]'")):
         verified(INTEL.quote(), INTEL.collateral())
-    assert verified(INTEL.quote()).tcb_status is None
+    assert verified(INTEL.quote()).tdx == TdxFacts()
 
 
 def test_every_byte_counts() -> None:
@@ -305,11 +310,11 @@ def test_every_byte_counts() -> None:
         other = bytearray(quote)
         other[place] ^= 1 << (place % 8)
         try:
-            proof = verified(bytes(other))
+            verified(bytes(other))
         except AttestationError:
             continue
         accepted.append(place)
-        assert load_all(proof.quote.pck_chain, "") == same
+        assert load_all(TdxQuote.parse(bytes(other)).pck_chain, "") == same
     assert all(place >= chain_at for place in accepted)
     assert len(accepted) < 100
 

@@ -60,8 +60,8 @@ def test_a_race_before_the_write_is_tried_again(tmp_path: Path) -> None:
     [
         ({"early_races": 3}, "another process keeps writing"),
         ({"takes": False}, "the kernel ignores it"),
-        ({"generation": "many"}, "generation is no number"),
-        ({"floor": "low"}, "privlevel_floor is no number"),
+        ({"generation": "many"}, "generation is not a number"),
+        ({"floor": "low"}, "privlevel_floor is not a number"),
         ({"races": 3}, "another process keeps writing"),
         ({"provider": "tdx_guest"}, "tdx_guest"),
         ({"provider": "\x1b[31m"}, "x1b"),

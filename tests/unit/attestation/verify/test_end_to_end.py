@@ -26,8 +26,8 @@ from adytum.attestation.policy.policy import Policy
 from adytum.attestation.policy.rules import Cpu, Measurement
 from adytum.attestation.tdx.device import Tdx
 from adytum.attestation.tsm.device import Tsm
-from adytum.attestation.verify.document import VerifiedEvidence, verify
-from adytum.attestation.verify.pin import policy_from
+from adytum.attestation.verifier.document import VerifiedEvidence, verify
+from adytum.attestation.verifier.pin import policy_from
 from adytum.attestation.vtpm.device import SnpVtpm
 from tests.unit.attestation.nvidia.authority import Authority, FakeGpu
 from tests.unit.attestation.nvidia.rim_authority import REVOKED, RimAuthority, answer
@@ -192,8 +192,8 @@ def test_snp(gpus: int) -> None:
 def test_snp_behind_a_virtual_tpm(vtpm: Machine) -> None:
     found = check(vtpm)
     assert (found.provider, len(found.facts.gpus)) == ("sev-snp-vtpm", 1)
-    assert found.facts.pcrs is not None
-    assert len(found.facts.pcrs) == 24
+    assert found.facts.cpu.pcrs is not None
+    assert len(found.facts.cpu.pcrs) == 24
     with pytest.raises(PolicyError) as refused:
         check(vtpm, policy=dataclasses.replace(vtpm.policy, pcrs=type(vtpm.policy.pcrs)({4: b"\1" * 32})))
     assert refused.value.claim == "pcrs"
@@ -202,8 +202,8 @@ def test_snp_behind_a_virtual_tpm(vtpm: Machine) -> None:
 def test_tdx(tdx: Machine) -> None:
     found = check(tdx)
     assert (found.provider, len(found.facts.gpus)) == ("tdx", 1)
-    assert found.facts.tdx is not None
-    assert found.facts.tdx.status == "UpToDate"
+    assert found.facts.cpu.tdx is not None
+    assert found.facts.cpu.tdx.status == "UpToDate"
     with pytest.raises(PolicyError) as refused:
         check(dataclasses.replace(tdx, collateral=dataclasses.replace(tdx.collateral, tdx=None)))
     assert refused.value.claim == "tdx_status"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,12 +113,35 @@ def test_the_package_needs_the_standard_library_and_cryptography_only() -> None:
 import sys
 before = set(sys.modules)
 import adytum.attestation.__main__, adytum.attestation.collect.rounds, adytum.attestation.simulated.device
-import adytum.attestation.verify.document
+import adytum.attestation.verifier.document
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     # Parts of `cryptography` with names of their own.
     assert set(done.stdout.split()) - {"_cffi_backend", "_openssl"} == {"adytum", "cryptography"}
+
+
+def test_the_package_offers_what_a_relying_party_needs() -> None:
+    from adytum import attestation
+    from adytum.attestation.core.trust import TrustRoots
+    from adytum.attestation.verifier.document import VerifiedEvidence, verify
+
+    expected = (AttestationError, Policy, TrustRoots, VerifiedEvidence, verify)
+    assert tuple(getattr(attestation, name) for name in attestation.__all__) == expected
+    with pytest.raises(AttributeError, match="no attribute 'Verifier'"):
+        _ = attestation.Verifier  # type: ignore[attr-defined]
+
+
+def test_importing_one_room_does_not_load_the_verifier() -> None:
+    code = """
+import sys
+import adytum.attestation.core.errors
+print(*sorted(name for name in sys.modules if name.split(".")[0] in ("adytum", "cryptography")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "adytum", "adytum.attestation", "adytum.attestation.core", "adytum.attestation.core.errors",
+    ]  # fmt: skip
 
 
 def test_parse_signature_policy_and_device_do_not_import_each_other() -> None:
@@ -150,18 +174,22 @@ def test_parse_signature_policy_and_device_do_not_import_each_other() -> None:
         return found
 
     judging = {"adytum.attestation.policy.policy", "adytum.attestation.policy.rules", "adytum.attestation.policy.file"}
-    assert judging <= reaches("adytum.attestation.verify.document")
+    assert judging <= reaches("adytum.attestation.verifier.document")
     assert not judging & reaches("adytum.attestation.simulated.report")
-    assert not {"adytum.attestation.simulated.report", "adytum.attestation.verify.document"} & reaches(
+    assert not {"adytum.attestation.simulated.report", "adytum.attestation.verifier.document"} & reaches(
         "adytum.attestation.policy.policy"
     )
-    assert not {"adytum.attestation.simulated.device", "adytum.attestation.collect.rounds"} & reaches(
-        "adytum.attestation.verify.document"
-    )
-    assert not {"adytum.attestation.verify.document", *judging} & reaches("adytum.attestation.collect.rounds")
+    # Nor does verification reach what collects, or what fetches over the network.
+    assert not {
+        "adytum.attestation.simulated.device",
+        "adytum.attestation.collect.rounds",
+        "adytum.attestation.verifier.fetch",
+    } & reaches("adytum.attestation.verifier.document")
+    assert not {"adytum.attestation.verifier.document", *judging} & reaches("adytum.attestation.collect.rounds")
     pure = [
-        *(f"core/{name}" for name in ("errors", "limits", "strict", "trust")),
-        *("document/binding", "document/evidence", "policy/policy", "policy/rules", "verify/document"),
+        *(f"core/{name}" for name in ("errors", "limits", "reader", "strict", "trust")),
+        *("document/binding", "document/evidence", "document/facts", "policy/policy", "policy/rules"),
+        *("verifier/cpu", "verifier/document", "verifier/pin"),
     ]
     for module in pure:
         source = (ROOT / "attestation" / f"{module}.py").read_text()

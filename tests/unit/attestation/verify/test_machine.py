@@ -17,13 +17,13 @@ from cryptography.x509 import ocsp
 
 from adytum.attestation.collect.endorsements import VendorEndorsements
 from adytum.attestation.collect.rounds import Collector, CpuDevice, GpuDevices, NoGpus
-from adytum.attestation.collect.vendors import Collateral, FetchFailed, Request
+from adytum.attestation.collect.vendors import FetchFailed, Request, VendorCache
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import NotThereYet, PolicyError
 from adytum.attestation.nvidia.device import NvidiaGpus
 from adytum.attestation.snp.device import SevSnp
 from adytum.attestation.tsm.device import Tsm
-from adytum.attestation.verify.document import verify
+from adytum.attestation.verifier.document import verify
 from tests.unit.attestation.nvidia import nvml
 from tests.unit.attestation.nvidia.authority import Issuer
 from tests.unit.attestation.nvidia.nvml import Driver
@@ -72,9 +72,9 @@ class Vendors:
         raise FetchFailed("no such certificate")
 
 
-def run(cpu: Callable[[Collateral], CpuDevice], gpus: GpuDevices, count: int, vendors: Vendors) -> Checks:
+def run(cpu: Callable[[VendorCache], CpuDevice], gpus: GpuDevices, count: int, vendors: Vendors) -> Checks:
     """Collects until nothing is missing, as a backend's start and its background task do, and verifies."""
-    cache = Collateral(vendors, clock=NOW.timestamp)
+    cache = VendorCache(vendors, clock=NOW.timestamp)
     collector = Collector(cpu(cache), gpus, VendorEndorsements(cache))
     claims = dataclasses.replace(
         CLAIMS, cc_mode="on" if count else "none", issued_at=START, keys_expire_at=START + 3600
@@ -93,7 +93,7 @@ def run(cpu: Callable[[Collateral], CpuDevice], gpus: GpuDevices, count: int, ve
     raise AssertionError(f"still missing: {missing}")
 
 
-def snp(tmp_path: Path, kind: str) -> Callable[[Collateral], CpuDevice]:
+def snp(tmp_path: Path, kind: str) -> Callable[[VendorCache], CpuDevice]:
     if kind == "configfs":
         tsm = Tsm(configfs(tmp_path, GENOA.report, "sev_guest"))
         return lambda cache: SevSnp(cache.amd_certificates, cache.amd_chain, tsm)
@@ -129,7 +129,7 @@ def test_snp_with_gpus(count: int, tmp_path: Path) -> None:
 def test_vendors_that_do_not_answer_delay_nobody_but_the_start(tmp_path: Path) -> None:
     """Evidence goes on with what is there; the policy says whether that is enough."""
     vendors = Vendors(GENOA, [])
-    cache = Collateral(vendors, clock=NOW.timestamp)
+    cache = VendorCache(vendors, clock=NOW.timestamp)
     collector = Collector(snp(tmp_path, "host")(cache), NoGpus(), VendorEndorsements(cache))
     vendors.down = True
     claims = dataclasses.replace(CLAIMS, issued_at=START, keys_expire_at=START + 3600)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adytum.attestation.cli import commands
-from adytum.attestation.cli.commands import Verdict
+from adytum.attestation.cli.verdict import Verdict
 from adytum.attestation.core.errors import EvidenceError
 from adytum.attestation.snp.report import SnpReport
 

@@ -21,11 +21,11 @@ from adytum.attestation.core.errors import (
     VerificationError,
 )
 from adytum.attestation.core.trust import TrustRoots
-from adytum.attestation.document.binding import nonce_root, report_data
+from adytum.attestation.document.binding import NonceTree, report_data
 from adytum.attestation.document.evidence import CpuEvidence, Evidence, NonceProof
 from adytum.attestation.policy.policy import Policy
 from adytum.attestation.simulated.device import SimulatedCpu
-from adytum.attestation.verify.document import VerifiedEvidence
+from adytum.attestation.verifier.document import VerifiedEvidence
 from tests.unit.attestation.support import (
     CLAIMS,
     NONCE,
@@ -51,7 +51,7 @@ def test_accepts_and_tells_what_it_accepted() -> None:
     assert verified.claims == CLAIMS
     assert verified.provider == "simulated"
     assert verified.measurement == b"\x5a" * 48
-    assert verified.cpu_key_sha256 == cpu.key_sha256
+    assert verified.facts.cpu.key_sha256 == cpu.key_sha256
     assert verified.verified_at == NOW
     assert verified.document_sha256 == hashlib.sha256(data).digest()
     assert verified.claims_sha256 == hashlib.sha256(CLAIMS.encode()).digest()
@@ -300,7 +300,7 @@ def test_empty_models_under_a_valid_signature_are_refused() -> None:
     value = json.loads(CLAIMS.encode())
     value["models"] = []
     claims = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    root = nonce_root([NONCE])
+    root = NonceTree([NONCE]).root
     cpu: CpuEvidence = SimulatedCpu(clock=clock).report(report_data(root, claims, b"[]"))
     with pytest.raises(EvidenceError, match="models is empty"):
         check(Evidence(claims, NonceProof(root, 0, 1, ()), cpu, b"[]").encode())
@@ -326,7 +326,7 @@ def test_only_verify_makes_verified_evidence() -> None:
     with pytest.raises(TypeError, match="only"):
         VerifiedEvidence(token=object(), **fields)
     with pytest.raises((TypeError, ValueError)):
-        dataclasses.replace(verified, claims=with_claims(replica="evil"))
+        dataclasses.replace(verified, facts=dataclasses.replace(verified.facts, claims=with_claims(replica="evil")))
     with pytest.raises(dataclasses.FrozenInstanceError):
         verified.claims = with_claims(replica="evil")  # type: ignore[misc]
     assert copy.copy(verified).claims == CLAIMS

@@ -343,11 +343,11 @@ def test_answers_to_other_questions() -> None:
     """A response of another size than it says, a quote by another method, less of an index than was asked for."""
     good = answered(struct.pack(">H", 1) + b"m" + struct.pack(">HHH", 0x0014, 0x000B, 1) + b"s")
     assert Tpm(Answers(lambda _: good)).quote(1, b"", ALL_PCRS) == (b"m", b"s")
-    with pytest.raises(CollectionError, match="the size it says"):
+    with pytest.raises(CollectionError, match="the size that it states"):
         Tpm(Answers(lambda _: good + b"\x00")).quote(1, b"", ALL_PCRS)
     for scheme, algorithm in ((0x0016, 0x000B), (0x0014, 0x0004)):
         other = answered(struct.pack(">H", 1) + b"m" + struct.pack(">HHH", scheme, algorithm, 1) + b"s")
-        with pytest.raises(CollectionError, match="another method"):
+        with pytest.raises(CollectionError, match="another scheme"):
             Tpm(Answers(lambda _, other=other: other)).quote(1, b"", ALL_PCRS)  # type: ignore[misc]
     none = HEADER.pack(0x8001, HEADER.size + 9, 0) + struct.pack(">BII", 0, 6, 0)
     for size, says in ((99, "less of an index"), (101, "less of an index")):

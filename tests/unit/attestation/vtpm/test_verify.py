@@ -14,9 +14,10 @@ from adytum.attestation.core.certificates import load_all
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import AttestationError, EvidenceError, Step, VerificationError
 from adytum.attestation.core.trust import AMD_ARK
+from adytum.attestation.document.facts import CpuFacts
 from adytum.attestation.vtpm.device import SnpVtpm
 from adytum.attestation.vtpm.evidence import PROVIDER, VtpmReport, qualifying_data
-from adytum.attestation.vtpm.verify import VerifiedVtpm, verify_vtpm
+from adytum.attestation.vtpm.verify import verify_vtpm
 from tests.unit.attestation.vtpm.chip import NOW, Chip
 from tests.unit.attestation.vtpm.software_tpm import (
     Paravisor,
@@ -91,7 +92,7 @@ def made(
     )
 
 
-def verified(report: VtpmReport | bytes, checks: Checks | None = None) -> VerifiedVtpm:
+def verified(report: VtpmReport | bytes, checks: Checks | None = None) -> CpuFacts:
     data = report if isinstance(report, bytes) else report.encode()
     return verify_vtpm(data, CHIP.certificates, ark=CHIP.ark, now=NOW, checks=checks or Checks())
 
@@ -99,8 +100,8 @@ def verified(report: VtpmReport | bytes, checks: Checks | None = None) -> Verifi
 def test_accepted() -> None:
     checks = Checks()
     proof = verified(made(), checks)
-    assert (proof.report_data, proof.pcrs) == (BINDING, PCRS)
-    assert proof.snp.report.measurement == b"m" * 48
+    assert (proof.provider, proof.report_data, proof.pcrs) == (PROVIDER, BINDING, dict(enumerate(PCRS)))
+    assert proof.measurement == b"m" * 48
     assert [check.code for check in checks.passed if check.code.startswith("vtpm.")] == [
         *OWN_CHECKS,
         "vtpm.qualifying_data",
@@ -216,7 +217,9 @@ def test_from_the_device_to_the_verifier(tmp_path: Path) -> None:
             checks = Checks()
             proof = verify_vtpm(evidence.report, evidence.certificates, ark=CHIP.ark, now=NOW, checks=checks)
             assert proof.report_data == binding
+            assert proof.snp is not None
             assert proof.snp.product == "Milan"
+            assert proof.pcrs is not None
             assert proof.pcrs[17] == b"\xff" * 32
             assert len([check for check in checks.passed if check.code.startswith("vtpm.")]) == 6
         extend(tpm, 8, b"k" * 32)

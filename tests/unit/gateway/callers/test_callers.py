@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from adytum.attestation.core.signing import small_order
+from adytum.attestation.core.ed25519 import small_order
 from adytum.inference.__main__ import main
 from adytum.inference.channel.bhttp import field
 from adytum.inference.core.config import ConfigError, parse

@@ -3,19 +3,15 @@
 import datetime
 import hashlib
 from dataclasses import InitVar, dataclass
-from typing import TYPE_CHECKING
 
 from adytum.attestation.core.checks import Checks
 from adytum.attestation.core.errors import Step, VerificationError
 from adytum.attestation.core.trust import TrustRoots
 from adytum.attestation.document.binding import NONCE_SIZE, gpu_nonce, report_data, root_from_path
 from adytum.attestation.document.evidence import NO_GPUS, Claims, Evidence
+from adytum.attestation.document.facts import Facts, GpuFacts
 from adytum.attestation.policy.policy import Policy
-from adytum.attestation.policy.rules import Facts, GpuFacts
-from adytum.attestation.verify.cpu import CpuAppraisal, appraise_cpu
-
-if TYPE_CHECKING:
-    from adytum.attestation.nvidia.bundle import BundledGpu
+from adytum.attestation.verifier.cpu import verify_cpu
 
 _TOKEN = object()
 
@@ -25,30 +21,41 @@ class VerifiedEvidence:
     """Proof that `verify` accepted a document. Nothing else makes one; what needs verified evidence takes this type."""
 
     token: InitVar[object]
-    claims: Claims
-    provider: str
-    measurement: bytes
-    cpu_key_sha256: bytes
-    """SHA-256 of the SubjectPublicKeyInfo of the key that signed the CPU's report."""
     facts: Facts
     """All that the policy judged."""
     checks: Checks
-    """What was checked, in order, and what could not be for want of its input."""
+    """What was checked, in order, and what was not because its input was missing."""
     verified_at: datetime.datetime
-    valid_until: datetime.datetime | None
-    """When the first certificate or piece of collateral expires; None for simulated evidence."""
     document_sha256: bytes
     claims_sha256: bytes
 
     def __post_init__(self, token: object) -> None:
         if token is not _TOKEN:
-            raise TypeError("only adytum.attestation.verify.document.verify makes a VerifiedEvidence")
+            raise TypeError("only adytum.attestation.verifier.document.verify makes a VerifiedEvidence")
 
     def __repr__(self) -> str:
         return (
             f"VerifiedEvidence({self.provider}, replica={self.claims.replica}, "
             f"document_sha256={self.document_sha256.hex()})"
         )
+
+    @property
+    def claims(self) -> Claims:
+        return self.facts.stated
+
+    @property
+    def provider(self) -> str:
+        return self.facts.cpu.provider
+
+    @property
+    def measurement(self) -> bytes:
+        return self.facts.cpu.measurement
+
+    @property
+    def valid_until(self) -> datetime.datetime | None:
+        """When the first certificate or piece of collateral expires; None for simulated evidence without GPUs."""
+        expiries = (self.facts.cpu.valid_until, *(gpu.valid_until for gpu in self.facts.gpus))
+        return min((expiry for expiry in expiries if expiry is not None), default=None)
 
 
 def verify(
@@ -64,16 +71,16 @@ def verify(
 
     1. Structure: the document and the claims in it follow the format, version 1, in canonical form and within the
        limits (`EvidenceError`).
-    2. Nonce: its inclusion proof leads to the root that the document gives.
+    2. Nonce: its inclusion proof leads to the root in the document.
     3. CPU report: by the provider's own rules (`snp.verify`, `vtpm.verify`, `tdx.verify`, `simulated.report`): its
        structure, its certificates up to a pinned root, its signature. An unknown provider is refused.
     4. Binding: the report carries SHA-512 over the nonce root, the claims and the GPU evidence, as received.
-    5. GPU: each GPU's report in the bundle, by `nvidia.verify`, on the nonce that derives from root and claims; and the
-       mode that the claims speak of is the one that every GPU is in.
-    6. Policy: each of its rules accepts what steps 1 to 5 established (`PolicyError`). Last, so that a policy judges
-       only what is signed.
+    5. GPU: each GPU's report in the bundle, by `nvidia.verify`, on the nonce that derives from root and claims. Every
+       GPU is in the mode that the claims state.
+    6. Policy: each of its rules accepts the facts that steps 1 to 5 established (`PolicyError`). It comes last, so that
+       a policy judges only what is signed.
 
-    `now` needs a time zone (`ValueError`). `checks` is filled as far as verification comes, also where it raises.
+    `now` needs a time zone (`ValueError`). `checks` is filled as far as verification comes, also if it raises.
     """
     if now.tzinfo is None:
         raise ValueError("now has no time zone; use datetime.now(UTC)")
@@ -99,36 +106,16 @@ def verify(
     checks.ok("nonce", f"the nonce is number {proof.index} of the {proof.size} that this report serves")
 
     # 3. to 5.
-    cpu, gpus = establish(evidence, claims, trust=trust, now=now, checks=checks)
+    facts = establish(evidence, claims, trust=trust, now=now, checks=checks)
 
     # 6. Policy
-    facts = Facts(
-        provider=cpu.provider,
-        measurement=cpu.measurement,
-        claims=claims,
-        signed_at=(("claims.issued_at", claims.issued_at), *cpu.signed_at),
-        now=now.timestamp(),
-        debug=cpu.debug,
-        migration=cpu.migration,
-        cpu_revocation_checked=cpu.revocation_checked,
-        snp=cpu.snp,
-        tdx=cpu.tdx,
-        pcrs=cpu.pcrs,
-        gpus=tuple(gpu_facts(gpu) for gpu in gpus),
-    )
     policy.evaluate(facts)
     checks.ok("policy", "the policy accepts every claim")
-    expiries = [*(gpu.gpu.valid_until for gpu in gpus), *([cpu.valid_until] if cpu.valid_until else [])]
     return VerifiedEvidence(
         token=_TOKEN,
-        claims=claims,
-        provider=cpu.provider,
-        measurement=cpu.measurement,
-        cpu_key_sha256=cpu.key_sha256,
         facts=facts,
         checks=checks,
         verified_at=now,
-        valid_until=min(expiries, default=None),
         document_sha256=hashlib.sha256(document).digest(),
         claims_sha256=hashlib.sha256(evidence.claims).digest(),
     )
@@ -136,14 +123,14 @@ def verify(
 
 def establish(
     evidence: Evidence, claims: Claims, *, trust: TrustRoots, now: datetime.datetime, checks: Checks
-) -> tuple[CpuAppraisal, "tuple[BundledGpu, ...]"]:
-    """Steps 3 to 5: what the hardware signed, for nobody's nonce and by nobody's policy. Raises `AttestationError`.
+) -> Facts:
+    """Steps 3 to 5: what the hardware signed, without a client's nonce or policy. Raises `AttestationError`.
 
-    By itself it proves nothing to a client: `verify` does.
+    By itself this proves nothing to a client: `verify` does.
     """
     # 3. CPU report
     proof = evidence.nonces
-    cpu = appraise_cpu(evidence.cpu, evidence.collateral, trust=trust, now=now, checks=checks)
+    cpu = verify_cpu(evidence.cpu, evidence.collateral, trust=trust, now=now, checks=checks)
 
     # 4. Binding
     if cpu.report_data != report_data(proof.root, evidence.claims, evidence.gpu):
@@ -155,9 +142,9 @@ def establish(
     checks.ok("binding.report_data", "the CPU's report was made for this nonce, these keys and this GPU evidence")
 
     # 5. GPU
-    gpus: tuple[BundledGpu, ...] = ()
+    gpus: tuple[GpuFacts, ...] = ()
     if evidence.gpu != NO_GPUS:
-        # Here, so that evidence without GPUs is verified without lxml.
+        # Imported here, so that evidence without GPUs is verified without lxml.
         from adytum.attestation.nvidia.bundle import verify_bundle
 
         gpus = verify_bundle(
@@ -170,34 +157,22 @@ def establish(
             ocsp=evidence.collateral.ocsp,
         )
     _check_mode(claims, gpus)
-    checks.ok("gpu.mode", f"the claims' confidential-computing mode, {claims.cc_mode}, is what the GPUs' evidence says")
-    return cpu, gpus
+    checks.ok("gpu.mode", f"the claims' confidential-computing mode, {claims.cc_mode}, is that of the GPUs' evidence")
+    return Facts(cpu, gpus, claims, now.timestamp())
 
 
-def _check_mode(claims: Claims, gpus: "tuple[BundledGpu, ...]") -> None:
+def _check_mode(claims: Claims, gpus: tuple[GpuFacts, ...]) -> None:
     if not gpus and claims.cc_mode in ("on", "devtools"):
         raise VerificationError(
             Step.GPU,
             "gpu.absent",
-            f"the claims say that the GPUs' mode is {claims.cc_mode}, and there is no GPU evidence for it",
+            f"the claims state the GPUs' mode {claims.cc_mode}, and there is no GPU evidence for it",
         )
-    # "off" without evidence is a GPU that cannot attest; the policy's `cc_mode` and `gpu` judge it.
+    # "off" without evidence is a GPU that cannot attest. The policy's `cc_mode` and `gpu` judge that.
     for gpu in gpus:
         if gpu.cc_mode != claims.cc_mode:
             raise VerificationError(
                 Step.GPU,
                 "gpu.mode",
-                f"the claims say that the GPUs' mode is {claims.cc_mode}, and a GPU's state says {gpu.cc_mode}",
+                f"the claims state the GPUs' mode {claims.cc_mode}, and a GPU is in the mode {gpu.cc_mode}",
             )
-
-
-def gpu_facts(gpu: "BundledGpu") -> GpuFacts:
-    """What a policy judges about one verified GPU."""
-    return GpuFacts(
-        architecture=gpu.gpu.architecture,
-        driver=gpu.gpu.driver_version,
-        vbios=gpu.gpu.vbios_version,
-        cc_mode=gpu.cc_mode,
-        rims_checked=gpu.gpu.rims_checked,
-        revocation_checked=gpu.gpu.revocation_checked,
-    )

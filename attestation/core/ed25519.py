@@ -1,4 +1,4 @@
-"""Which Ed25519 public keys are none: under a point of small order anybody can sign (RFC 8032, section 5.1)."""
+"""Ed25519 public keys to refuse: under a point of small order anybody can sign (RFC 8032, section 5.1)."""
 
 _P = 2**255 - 19
 _D = -121665 * pow(121666, -1, _P) % _P
@@ -6,7 +6,7 @@ _COFACTOR_DOUBLINGS = 3
 
 
 def small_order(public: bytes) -> bool:
-    """Whether the 32 bytes encode a point whose order divides 8. The zero bytes of an unfilled example do."""
+    """Whether the 32 bytes encode a point whose order divides 8, as the zero bytes of an unfilled example do."""
     y = int.from_bytes(public, "little") % 2**255 % _P
     # x squared is enough: doubling a point needs x and the product xy only squared. The sign of x changes no order.
     x2 = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P

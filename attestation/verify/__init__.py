@@ -1,1 +1,0 @@
-"""The verifier: from a document, a nonce and a policy to `VerifiedEvidence`, or an error."""
