@@ -28,6 +28,7 @@ from adytum.benchmarks.channel.engine import engine_process
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.channel.measure import Load
 from adytum.benchmarks.channel.processes import free_port, many_files, python, wait_for
+from adytum.benchmarks.load.load import ehbp_configuration
 from adytum.benchmarks.runfile import stats
 from adytum.inference.channel import keyconfig
 from adytum.inference.channel.hpke import KemId
@@ -109,10 +110,7 @@ def gateway_arms(port: int, pid: int) -> list[Arm]:
     offered = fetched("/.well-known/ohttp-gateway")
     found = [Arm(OHTTP + item.kem.name, port, pid, arms.oblivious(item)) for item in offered]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/.well-known/hpke-keys") as answer:
-        announced = answer.read()
-    configuration = keyconfig.KeyConfiguration.decode(announced)
-    if configuration is None:
-        configuration = keyconfig.decode_list(announced)[0]
+        configuration = ehbp_configuration(answer.read())
     return [*found, Arm("EHBP " + configuration.kem.name, port, pid, arms.ehbp_arm(configuration))]
 
 

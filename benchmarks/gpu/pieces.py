@@ -38,7 +38,7 @@ def cut(wheels: Path, out: Path, size: int = PIECE) -> int:
     out.mkdir(parents=True, exist_ok=True)
     index = {}
     for wheel in sorted(wheels.glob("*.whl")):
-        names = []
+        names: list[str] = []
         with wheel.open("rb") as file:
             while block := file.read(size):
                 names.append(f"{wheel.name}.{len(names):03}")

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adytum.benchmarks.gpu import pieces, shapes
@@ -111,7 +112,7 @@ def steps(options: Options) -> list[Step]:
     for model in options.models():
         for levels in options.concurrency:
             name = f"serve-{model.name}-{'-'.join(map(str, levels))}"
-            found.append(Step(name, 540, lambda opts, m=model, at=levels, n=name: serve(opts, m, at, n)))  # type: ignore[misc]
+            found.append(Step(name, 540, partial(serve, model=model, levels=levels, name=name)))
     return found
 
 

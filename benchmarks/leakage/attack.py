@@ -78,7 +78,7 @@ def rows(seen: Sequence[Seen]) -> Iterator[str]:
 
 def matrix_of(seen: Sequence[Seen], features: str) -> Matrix:
     """A row of numbers for each trace. Raises `ValueError` for features that are not in `FEATURES`."""
-    rows = []
+    rows: list[Sequence[float]] = []
     for item in seen:
         gaps = np.diff(item.times) if len(item.times) > 1 else np.zeros(1)  # One write has no gap.
         sizes = [*item.sizes[:_FIRST], *[0] * (_FIRST - len(item.sizes))]

@@ -26,6 +26,7 @@ import h11
 
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.leakage import attack
+from adytum.benchmarks.load.load import ehbp_configuration
 from adytum.benchmarks.runfile import stats
 from adytum.deploy.demo import faq
 from adytum.deploy.demo.processes import ROOT, backend
@@ -88,7 +89,7 @@ class Client:
         self._protocol = protocol
         configurations = keyconfig.decode_list(self._get("/.well-known/ohttp-gateway"))
         self._configuration = configurations[0]
-        self._key = keyconfig.KeyConfiguration.decode(self._get("/.well-known/hpke-keys")).public_key
+        self._key = ehbp_configuration(self._get("/.well-known/hpke-keys")).public_key
 
     def ask(self, body: bytes, trace: Trace) -> None:
         """Raises `RuntimeError` where the answer is not a whole stream."""

@@ -196,7 +196,7 @@ class Ehbp:
     async def connect(cls, url: str, *, path: str = PATH, api_key: str = "") -> Self:
         """With the announced key, as `Sealed.connect`."""
         async with aiohttp.ClientSession() as session, session.get(f"{url}/.well-known/hpke-keys") as answer:
-            key = KeyConfiguration.decode(await answer.read()).public_key
+            key = ehbp_configuration(await answer.read()).public_key
         return cls(url, key, path=path, api_key=api_key)
 
     async def ask(self, body: bytes, sample: Sample) -> None:
@@ -223,6 +223,14 @@ class Ehbp:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def ehbp_configuration(announced: bytes) -> KeyConfiguration:
+    """What `/.well-known/hpke-keys` announces. Raises `RuntimeError` if its suite is unknown here."""
+    configuration = KeyConfiguration.decode(announced)
+    if configuration is None:
+        raise RuntimeError("the gateway's EHBP key is of a suite that this client does not know")
+    return configuration
 
 
 def body(path: str, model: str, prompt: str, tokens: int, salt: str = "") -> bytes:

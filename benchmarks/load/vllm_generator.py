@@ -26,6 +26,8 @@ def mended(handler: type[Any]) -> type[Any]:
     """
 
     class Mended(handler):  # type: ignore[misc]  # The class is only known under the engines' Python.
+        buffer: str
+
         def add_chunk(self, chunk_bytes: bytes) -> list[str]:
             if self.buffer.startswith(":") and chunk_bytes.startswith((b"data: ", b":")):
                 self.buffer = ""

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import random
 import time
+from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import cast
@@ -135,7 +136,7 @@ async def _load(port: int, clients: int, seconds: float) -> list[float]:
     latencies: list[float] = []
     transports = []
     for number in range(clients):
-        transport, _ = await loop.create_connection(lambda n=number: _Client(n, latencies), "127.0.0.1", port)  # type: ignore[misc]
+        transport, _ = await loop.create_connection(partial(_Client, number, latencies), "127.0.0.1", port)
         transports.append(transport)
     await asyncio.sleep(seconds)
     for transport in transports:

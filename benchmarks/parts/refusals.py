@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from adytum.inference.channel import bhttp, ohttp
@@ -79,9 +80,9 @@ def main() -> None:
     }
     for _ in range(repetitions):
         for (kem, size), (sealing, opening, refusing) in times.items():
-            sealed = _timed(lambda k=kem, s=size: bench.client(configurations[k], s), sealing)  # type: ignore[misc]
-            exchange, refused = _timed(lambda s=sealed: bench.gateway(s), opening)  # type: ignore[misc]
-            _timed(lambda e=exchange, r=refused: bench.refusal(e, r), refusing)  # type: ignore[misc]
+            sealed = _timed(partial(bench.client, configurations[kem], size), sealing)
+            exchange, refused = _timed(partial(bench.gateway, sealed), opening)
+            _timed(partial(bench.refusal, exchange, refused), refusing)
     print(f"{'KEM':<16} {'body':>9} {'client seals':>13} {'gateway opens':>14} {'refuses':>8} {'gateway/client':>15}")
     for (kem, size), columns in times.items():
         seals, opens, refuses = (statistics.median(column[len(column) // 10 :]) for column in columns)

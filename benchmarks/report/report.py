@@ -136,20 +136,21 @@ def _plot(
     *,
     wide: bool = False,
 ) -> str:
-    settings = {
-        "svg.fonttype": "none",
-        # Two plots of a page must not share the names of their parts.
-        "svg.hashsalt": f"{place} {title}",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _QUIET,
-        "axes.grid": True,
-        "grid.color": "#e8eaee",
-        "axes.axisbelow": True,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            # Two plots of a page must not share the names of their parts.
+            "svg.hashsalt": f"{place} {title}",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": _QUIET,
+            "axes.grid": True,
+            "grid.color": "#e8eaee",
+            "axes.axisbelow": True,
+        }
+    ):
         rows = -(-len(found) // 3) if wide else 1
         figure = Figure(figsize=(10.4, 2.7 * rows) if wide else (5.1, 3.5), layout="constrained")
         draw(figure, pair, found)

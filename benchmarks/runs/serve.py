@@ -203,7 +203,7 @@ def _backend(options: argparse.Namespace, configuration: Config, model: Model) -
 
 def _requests(options: argparse.Namespace, level: Level) -> int:
     if level.kind == "poisson":
-        return max(_LEAST_REQUESTS, round(level.value * options.poisson_seconds))
+        return max(_LEAST_REQUESTS, round(level.value * float(options.poisson_seconds)))
     return max(_LEAST_REQUESTS, round(level.value) * int(options.rounds))
 
 

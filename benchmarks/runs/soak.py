@@ -164,7 +164,8 @@ def _children(pid: int) -> list[int]:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-    found, generation = [], {pid}
+    found: list[int] = []
+    generation = {pid}
     while generation := {child for child, parent in parents.items() if parent in generation}:
         found += generation
     return sorted(found)

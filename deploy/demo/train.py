@@ -117,7 +117,7 @@ def _batches(
     """Endless batches in which every entry is equally frequent."""
     order: list[Entry] = []
     while True:
-        pool = []
+        pool: list[Example] = []
         while len(pool) < BATCH * POOL:
             if not order:
                 order = rng.sample(list(entries), len(entries))

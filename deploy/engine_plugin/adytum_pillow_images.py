@@ -20,5 +20,5 @@ def register() -> None:
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     module = types.ModuleType(_MODULE, "Stands in where torchvision is missing (adytum_pillow_images).")
-    module.Gemma3ImageProcessor = Gemma3ImageProcessorPil
+    vars(module)["Gemma3ImageProcessor"] = Gemma3ImageProcessorPil
     sys.modules[_MODULE] = module

@@ -127,10 +127,10 @@ class Supervisor:
     async def watch(self) -> None:
         """Keeps the engine live. Returns only where the model is FAILED."""
         while self.state is State.LIVE:
-            self.reason = await self._until_broken()
-            if self.state is State.FAILED:
+            broken = await self._until_broken()
+            if broken is None:
                 return
-            await self._again(self.reason)
+            await self._again(broken)
             await self._restart(0 if time.monotonic() - self._live_since > _STEADY_S else self.restarts)
 
     async def stop(self, grace: float = 5.0) -> None:
@@ -191,8 +191,8 @@ class Supervisor:
             return True
         return False
 
-    async def _until_broken(self) -> str:
-        """What happened to the engine: it ended, it hangs, or (the state is FAILED then) its canary did not pass."""
+    async def _until_broken(self) -> str | None:
+        """What happened to the engine: it ended or hangs; None if its canary did not pass and the state is FAILED."""
         ended = asyncio.create_task(self._engine.ended())
         progress, moved_at = b"", time.monotonic()
         connector = aiohttp.UnixConnector(str(self.spec.socket))
@@ -214,7 +214,7 @@ class Supervisor:
                     if now - self._checked_at > self._timing.canary and not self._gate.in_progress(self.spec.id):
                         self._checked_at = now
                         if not await self._passes():
-                            return self.reason if self.state is State.FAILED else _ENDED
+                            return None if self.state is State.FAILED else _ENDED
                         moved_at = time.monotonic()
         finally:
             self.numbers = {}
