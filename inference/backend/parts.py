@@ -85,7 +85,7 @@ def engine_specs(config: Config, folders: dict[str, Path], devices: Devices) -> 
 
 
 def _engine_spec(
-    config: Config, model: Model, folder: Path, placement: tuple[str, ...], settings: cc_settings.Settings
+    config: Config, model: Model, folder: Path, placement: tuple[str, ...], settings: dict[str, str]
 ) -> EngineSpec:
     engines = config.engines
     path = socket_path(config, model)
@@ -97,9 +97,9 @@ def _engine_spec(
         python=engines.python.absolute(),
         socket=path,
         log=path.parent.with_suffix(".log"),
-        arguments=(*settings.arguments, *model.arguments),
+        arguments=model.arguments,
         placement=placement,
-        environment=settings.environment,
+        environment=settings,
         tool_parser=model.tool_parser,
         device=engines.device,
         sandbox=engines.sandbox == "full",
@@ -199,7 +199,7 @@ def _on_cpu(model: Model) -> tuple[str, ...]:
     return (*flags, "--max-num-seqs", str(model.max_num_seqs or _CPU_SEQUENCES))
 
 
-def _settings(config: Config, devices: Devices) -> cc_settings.Settings:
+def _settings(config: Config, devices: Devices) -> dict[str, str]:
     try:
         confidential = cc_settings.confidential(config.evidence.cpu, devices.cc_mode())
     except CollectionError as error:
@@ -207,10 +207,10 @@ def _settings(config: Config, devices: Devices) -> cc_settings.Settings:
     if confidential:
         for model in config.models:
             try:
-                cc_settings.refuse(model.arguments, {})
+                cc_settings.refuse(model.arguments)
             except cc_settings.ForbiddenFlag as error:
                 raise StepFailed(f"{model.id}: {error}") from error
-    return cc_settings.settings(confidential)
+    return cc_settings.environment(confidential)
 
 
 def fleet(
