@@ -48,7 +48,7 @@ trap 'rm -rf "$work"' EXIT
 say "1 of 5: wheels"
 mkdir -p "$wheels" "$work/source"
 # What is committed, so that two checkouts give the same wheel.
-git -C "$project" archive HEAD pyproject.toml README.md LICENSE adytum attestation inference deploy benchmarks | tar -x -C "$work/source"
+git -C "$project" archive HEAD pyproject.toml README.md LICENSE adytum attestation inference deploy | tar -x -C "$work/source"
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 pip download --no-deps --only-binary=:all: --require-hashes --dest "$wheels" -r "$project/deploy/requirements/gateway.txt"
 pip wheel --no-deps --wheel-dir "$work" "$work/source"
