@@ -166,9 +166,9 @@ def write_shapes(options: Options) -> None:
 def states(options: Options) -> None:
     """What the backend's own code says of this machine: preflight, also with --require cc-on, and devices' reports."""
     asked = {
-        "preflight.txt": "inference preflight",
-        "preflight-cc-on.txt": "inference preflight --require cc-on",
-        "collect.txt": f"attestation collect --cpu none --gpus nvidia --nonce {'00' * 32}",
+        "preflight.txt": "adytum.inference preflight",
+        "preflight-cc-on.txt": "adytum.inference preflight --require cc-on",
+        "collect.txt": f"adytum.attestation collect --cpu none --gpus nvidia --nonce {'00' * 32}",
     }
     for name, words in asked.items():
         command = [str(options.gateway_python), "-m", *words.split()]

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,16 @@ def test_the_configuration_that_is_written_is_one(tmp_path: Path) -> None:
     )  # fmt: skip
     config = parse(text.encode())
     assert config.models[0].arguments == ("--load-format", "dummy")
+
+
+def test_states_asks_commands_that_exist(options: Options) -> None:
+    options.out.mkdir()
+    steps.states(replace(options, gateway=Path(sys.executable)))
+    found = {path.name: path.read_text() for path in options.out.glob("*.txt")}
+    assert set(found) == {"preflight.txt", "preflight-cc-on.txt", "collect.txt"}
+    assert all("confidential VM" in found[name] for name in ("preflight.txt", "preflight-cc-on.txt"))
+    assert "No module named" not in found["collect.txt"]
+    assert re.search(r"exit status [12]\n$", found["collect.txt"])
 
 
 def test_a_step_that_fails_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
