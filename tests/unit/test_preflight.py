@@ -274,8 +274,8 @@ GPUS: list[tuple[str, GpuInfo, str, str]] = [
     ("driver", replace(H100, driver_version="550.90.07-open"), "unknown", "535.86"),
     ("driver", replace(H100, driver_version=""), "unknown", "not known"),
     ("vbios", replace(H100, vbios_version="96.00.5E.00.01"), "ok", ""),
-    ("vbios", replace(H100, vbios_version="96.00.5E.00.00"), "wrong", "updated"),
-    ("vbios", replace(H100, vbios_version="96.00.30.00.01"), "wrong", "updated"),
+    ("vbios", replace(H100, vbios_version="96.00.5E.00.00"), "wrong", "update the GPU"),
+    ("vbios", replace(H100, vbios_version="96.00.30.00.01"), "wrong", "update the GPU"),
     # Fields are hexadecimal: A5 is more than 5E, and 9 as a digit is less than A.
     ("vbios", replace(H100, vbios_version="96.00.A5.00.01"), "ok", ""),
     ("vbios", replace(H100, vbios_version="96.01.00.00.00"), "ok", ""),

@@ -41,7 +41,7 @@ class Forbidden:
 
 
 def confidential(cpu: str, cc_mode: str) -> bool:
-    """Whether either flag is up: `cpu` as `evidence.cpu` names it, `cc_mode` as the claims give the GPUs'."""
+    """Whether either flag is set: `cpu` as in `evidence.cpu`, `cc_mode` as the claims state it for the GPUs."""
     return cpu != "simulated" or cc_mode in ("on", "devtools")
 
 
@@ -54,7 +54,7 @@ def refuse(arguments: Sequence[str]) -> None:
     """Raises `ForbiddenFlag` for the first argument that a row of `FORBIDDEN` refuses.
 
     Arguments are read as vLLM reads them: `--a b` and `--a=b`, underscores for hyphens, abbreviations, `-O0`,
-    `--compilation-config.cudagraph_mode`. An abbreviation is taken for every argument that it may stand for.
+    `--compilation-config.cudagraph_mode`. An abbreviation counts as every argument that it may stand for.
     """
     for name, value in options(arguments):
         for row in FORBIDDEN:
@@ -64,9 +64,9 @@ def refuse(arguments: Sequence[str]) -> None:
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each option with its value, None without one; spelled with hyphens, up to the first dot, as vLLM's parser does.
+    """Each option with its value, None without one. Names up to the first dot get hyphens, as in vLLM's parser.
 
-    What follows an option and does not start with a hyphen is taken for its value; -1 is one too.
+    An argument after an option is its value unless it starts with a hyphen; -1 is a value too.
     """
     for place, argument in enumerate(arguments):
         if not argument.startswith("-") or _number(argument):
@@ -96,7 +96,7 @@ def _means(name: str, row: Forbidden) -> bool:
 
 
 def _inner(name: str, value: str | None) -> str | None:
-    """The value as JSON, where the name goes on behind a dot: `--a.b c` sets {"b": "c"}."""
+    """The value, as JSON if the name has a dot: `--a.b c` sets {"b": "c"}."""
     inner: Any = value
     parts = name.split(".")[1:]
     for part in reversed(parts):
@@ -125,10 +125,10 @@ def _zero(value: str | None) -> bool:
 
 
 def _without_graphs(value: str | None) -> bool:
-    """Whether a compilation config (JSON, or the level alone) says that no CUDA graphs are captured."""
+    """Whether a compilation config (JSON, or the level alone) turns the capture of CUDA graphs off."""
     found = _object(value)
     if found is None:
-        # vLLM explains a text that is neither itself.
+        # For a text that is neither, vLLM itself reports the error.
         return value is not None and value.strip() == "0"
     mode = found.get("cudagraph_mode", found.get("cudagraph-mode", "unset"))
     sizes = found.get("max_cudagraph_capture_size", found.get("cudagraph_capture_sizes", "unset"))
@@ -182,4 +182,5 @@ FORBIDDEN = (
 )
 
 _WHOLE = frozenset({"--watermark"})
-"""Arguments whose whole name begins a refused one's: no abbreviations. A test compares this with vLLM's parser."""
+"""Arguments whose whole name is the beginning of a refused one: no abbreviations. A test compares this with vLLM's
+parser."""

@@ -349,8 +349,8 @@ def test_cc_mode(nvidia: Config, tmp_path: Path) -> None:
     assert gpu.query(nvidia) == {"0000:21:00.0": "on"}
     for mode, says in (
         ("devtools", "is devtools"),
-        ("invalid", "does not say"),
-        ("silent", "does not say"),
+        ("invalid", "does not report"),
+        ("silent", "does not report"),
         ("broken", "FspRpcError"),
     ):
         (tmp_path / "mode").write_text(mode)
