@@ -1,4 +1,4 @@
-"""nginx with TLS and LiteLLM's proxy in front of the same engine. One process each, configured for streams."""
+"""nginx with TLS, and LiteLLM's proxy, in front of the same engine: one process each, configured for streams."""
 
 import datetime
 import json
@@ -40,7 +40,7 @@ http {{
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """What is here of the peers."""
+    """The versions of the installed peers."""
     found = {}
     if binary := _nginx_binary():
         found["nginx"] = subprocess.run([binary, "-v"], capture_output=True, text=True).stderr.strip()

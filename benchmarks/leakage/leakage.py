@@ -12,7 +12,6 @@ constant). The attacker of `benchmarks/leakage/attack.py` tells the page's eight
 import argparse
 import contextlib
 import json
-import multiprocessing
 import re
 import socket
 import time
@@ -25,6 +24,7 @@ from typing import Any
 import h11
 
 from adytum.benchmarks.channel.gateway import gateway_process
+from adytum.benchmarks.channel.processes import python, wait_for
 from adytum.benchmarks.leakage import attack
 from adytum.benchmarks.load.load import ehbp_configuration
 from adytum.benchmarks.runfile import stats
@@ -172,32 +172,13 @@ def _frames(sequence: hpke.Sequence, data: bytes) -> bytes:
 @contextlib.contextmanager
 def gateways(port: int) -> Iterator[dict[str, int]]:
     """A gateway for each shape, in front of the one engine; gives their ports."""
-    spawn = multiprocessing.get_context("spawn")
     ports = {name: port + at for at, name in enumerate(SHAPES)}
-    processes = [
-        spawn.Process(target=gateway_process, args=(str(SOCKET), ports[name], shape), daemon=True)
-        for name, shape in SHAPES.items()
-    ]
-    try:
-        for process in processes:
-            process.start()
-        for value in ports.values():
-            _wait_for(value)
+    with contextlib.ExitStack() as stack:
+        for name, shape in SHAPES.items():
+            stack.enter_context(python(gateway_process, str(SOCKET), ports[name], shape))
+        if not all(wait_for(value, 30) for value in ports.values()):
+            raise SystemExit("a gateway did not start")
         yield ports
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit("a gateway did not start")
 
 
 def record(options: argparse.Namespace) -> list[Trace]:
