@@ -10,12 +10,10 @@ from collections.abc import Iterable
 
 from adytum.deploy.launch.config import Config
 from adytum.deploy.launch.host import Host, field
+from adytum.inference.preflight.gpus import hopper_vbios
+from adytum.inference.preflight.machine import amd_product
 from adytum.inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
 
-_LINES = {
-    0x19: ((0x00, 0x0F, "Milan"), (0x10, 0x1F, "Genoa"), (0xA0, 0xAF, "Genoa")),
-    0x1A: ((0x00, 0x11, "Turin"),),
-}
 _BIOS = "in the BIOS, AMD CBS"
 
 
@@ -59,9 +57,9 @@ def _cpu(host: Host) -> Row:
         family, model = int(field(info, "cpu family") or ""), int(field(info, "model") or "")
     except ValueError:
         return Row("cpu", "CPU", NOT_KNOWN, wanted, UNKNOWN, "/proc/cpuinfo cannot be read; mount /proc")
-    for first, last, line in _LINES.get(family, ()):
-        if field(info, "vendor_id") == "AuthenticAMD" and first <= model <= last:
-            return Row("cpu", "CPU", f"{name}, {line}", wanted, OK)
+    product = amd_product(family, model) if field(info, "vendor_id") == "AuthenticAMD" else None
+    if product is not None:
+        return Row("cpu", "CPU", f"{name}, {product}", wanted, OK)
     return Row("cpu", "CPU", f"{name} (family {family}, model {model})", wanted, WRONG, "this CPU has no SEV-SNP")
 
 
@@ -309,11 +307,7 @@ def _vbios(host: Host, device: str) -> Row:
         # vfio-pci cannot ask for it.
         advice = "not readable under vfio-pci; `adytum preflight` in the guest and the evidence show it"
         return Row("vbios", name, NOT_KNOWN, wanted, UNKNOWN, advice)
-    if not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
-        return Row("vbios", name, version, wanted, UNKNOWN, "this is not a version for Hopper")
-    if [int(part, 16) for part in version.split(".")] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
-        return Row("vbios", name, version, wanted, WRONG, "update the GPU's firmware; the machine's vendor has it")
-    return Row("vbios", name, version, wanted, OK)
+    return Row("vbios", name, version, wanted, *hopper_vbios(version))
 
 
 def _no_log(key: str, name: str, wanted: str) -> Row:

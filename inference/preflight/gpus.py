@@ -11,6 +11,7 @@ _SUPPORTED = {
     "hopper": re.compile(r"\bH(100|200)\b"),
     "blackwell": re.compile(r"\bG?B(100|200|300)\b|RTX PRO 6000 Blackwell Server"),
 }
+_NOT_HOPPERS = "this is not a version for Hopper"
 _GPUS_WANTED = "H100 (PCIe, NVL, SXM), H200 or Blackwell"
 _GPU_ROWS = {
     "driver": ("GPU driver", "535.86 or later"),
@@ -85,13 +86,18 @@ def _vbios(gpu: GpuInfo, name: str) -> Row:
     if gpu.architecture == "blackwell":
         # Blackwell's versions count differently, and its first one already has confidential computing.
         return Row("vbios", name, version, "no minimum on Blackwell", OK)
-    fields = version.split(".")
+    verdict, advice = hopper_vbios(version) if gpu.architecture == "hopper" else (UNKNOWN, _NOT_HOPPERS)
+    return Row("vbios", name, version or NOT_KNOWN, wanted, verdict, advice)
+
+
+def hopper_vbios(version: str) -> tuple[str, str]:
+    """Verdict and advice for the VBIOS of a Hopper GPU: 96.00.5E.00.01 is the first with confidential computing."""
     # Two hexadecimal digits per field. Hopper's versions start with 96; others cannot be compared.
-    if gpu.architecture != "hopper" or len(fields) != 5 or not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
-        return Row("vbios", name, version or NOT_KNOWN, wanted, UNKNOWN, "this is not a version for Hopper")
-    if [int(field, 16) for field in fields] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
-        return Row("vbios", name, version, wanted, WRONG, "update the GPU's firmware; the machine's vendor has it")
-    return Row("vbios", name, version, wanted, OK)
+    if not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
+        return UNKNOWN, _NOT_HOPPERS
+    if [int(field, 16) for field in version.split(".")] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
+        return WRONG, "update the GPU's firmware; the machine's vendor has it"
+    return OK, ""
 
 
 def _driver(gpu: GpuInfo) -> tuple[str, str, str]:

@@ -78,17 +78,22 @@ def cpu(probe: Probe, vm: Vm) -> Row:
     if not vendor:
         return Row("cpu", "CPU", NOT_KNOWN, wanted, UNKNOWN, "/proc/cpuinfo cannot be read; mount /proc")
     found = f"{model_name or vendor} (family {family}, model {model})"
-    if vendor == "AuthenticAMD":
-        ranges = _AMD.get(family or 0, ())
-        product = next((name for first, last, name in ranges if model is not None and first <= model <= last), None)
-        if product is not None:
-            return Row("cpu", "CPU", f"{model_name}, {product}", wanted, OK)
+    product = amd_product(family, model) if vendor == "AuthenticAMD" else None
+    if product is not None:
+        return Row("cpu", "CPU", f"{model_name}, {product}", wanted, OK)
     # A machine that runs SEV-SNP or TDX is capable of it, whatever model its host shows.
     if vm.kind:
         return Row("cpu", "CPU", found, wanted, OK)
     if vendor not in ("AuthenticAMD", "GenuineIntel") or (vendor == "AuthenticAMD" and (family or 0x19) < 0x19):
         return Row("cpu", "CPU", found, wanted, WRONG, "SEV-SNP needs EPYC Milan, Genoa, Turin or later; TDX, Intel's")
     return Row("cpu", "CPU", found, wanted, UNKNOWN, "this model is not in the table; the evidence will tell")
+
+
+def amd_product(family: int | None, model: int | None) -> str | None:
+    """AMD's name of a processor with SEV-SNP; None for any other."""
+    if family is None or model is None:
+        return None
+    return next((name for first, last, name in _AMD.get(family, ()) if first <= model <= last), None)
 
 
 def _integer(text: str) -> int | None:
