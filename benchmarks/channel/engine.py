@@ -9,7 +9,7 @@ import re
 
 import uvloop
 
-from adytum.benchmarks.channel.processes import many_files
+from adytum.benchmarks.processes import many_files
 
 EVENT = (
     b'data: {"id":"chatcmpl-9f0123456789abcdef","object":"chat.completion.chunk","created":1763859000,'

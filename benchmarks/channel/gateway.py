@@ -9,7 +9,7 @@ import uvloop
 
 from adytum.attestation.collect.rounds import Collector, NoEndorsements, NoGpus
 from adytum.attestation.simulated.device import SimulatedCpu
-from adytum.benchmarks.channel.processes import many_files
+from adytum.benchmarks.processes import many_files
 from adytum.deploy.demo.processes import CONFIG
 from adytum.inference.backend.parts import callers, callers_file
 from adytum.inference.channel.exchange import Shape

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from adytum.benchmarks.channel.arms import Arm, Connection, body
-from adytum.benchmarks.channel.processes import cpu, memory
+from adytum.benchmarks.processes import cpu, memory
 from adytum.inference.channel import hpke
 from adytum.inference.channel.hpke import AeadId, KdfId, KemId, Suite
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from adytum.benchmarks.channel.arms import Arm, Opener, plain, post
-from adytum.benchmarks.channel.processes import free_port, program, wait_for
 from adytum.benchmarks.load.load import PATH
+from adytum.benchmarks.processes import free_port, program, wait_for
 
 _NGINX = """daemon off; master_process off; worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;

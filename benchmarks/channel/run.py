@@ -27,8 +27,8 @@ from adytum.benchmarks.channel.arms import Arm
 from adytum.benchmarks.channel.engine import engine_process
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.channel.measure import Load
-from adytum.benchmarks.channel.processes import free_port, many_files, python, wait_for
 from adytum.benchmarks.load.load import ehbp_configuration
+from adytum.benchmarks.processes import free_port, many_files, python, wait_for
 from adytum.benchmarks.runfile import stats
 from adytum.inference.channel import keyconfig
 from adytum.inference.channel.hpke import KemId

@@ -24,9 +24,9 @@ from typing import Any
 import h11
 
 from adytum.benchmarks.channel.gateway import gateway_process
-from adytum.benchmarks.channel.processes import python, wait_for
 from adytum.benchmarks.leakage import attack
 from adytum.benchmarks.load.load import ehbp_configuration
+from adytum.benchmarks.processes import python, wait_for
 from adytum.benchmarks.runfile import stats
 from adytum.deploy.demo import faq
 from adytum.deploy.demo.processes import ROOT, backend

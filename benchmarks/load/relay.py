@@ -5,12 +5,13 @@ What `adytum.benchmarks.runs.serve` measures beyond it is the channel's and the 
 
 import asyncio
 import contextlib
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import uvloop
+
+from adytum.benchmarks.processes import python
 
 
 class _Side(asyncio.Protocol):
@@ -63,11 +64,6 @@ def _serve(path: str, port: int) -> None:
 
 @contextlib.contextmanager
 def running(path: Path, port: int) -> Iterator[str]:
-    """A relay to the Unix socket `path`, in a process of its own; gives its URL."""
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(str(path), port), daemon=True)
-    process.start()
-    try:
+    """A relay to the Unix socket `path`, in a process of its own. Yields its URL."""
+    with python(_serve, str(path), port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.join(10)

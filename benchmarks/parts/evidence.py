@@ -11,12 +11,10 @@ import argparse
 import asyncio
 import hashlib
 import multiprocessing
-import os
 import random
 import time
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
-from pathlib import Path
 from typing import cast
 
 import uvicorn
@@ -25,10 +23,10 @@ import uvloop
 from adytum.attestation.collect.rounds import Collector, NoGpus
 from adytum.attestation.document.evidence import Claims, Collateral, CpuEvidence, ModelClaim
 from adytum.attestation.simulated.device import SimulatedCpu
+from adytum.benchmarks.processes import cpu_ticks
 from adytum.inference.gateway.edge.evidence import EvidenceService
 
 REPORT_S = 0.005
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class _CountedCpu:
@@ -144,11 +142,6 @@ async def _load(port: int, clients: int, seconds: float) -> list[float]:
     return latencies
 
 
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
 def main() -> None:
     """Runs every combination, each against a gateway of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,10 +163,10 @@ def main() -> None:
             gateway.start()
             try:
                 time.sleep(2)
-                before, reports = _cpu(gateway.pid or 0), count.value
+                before, reports = cpu_ticks(gateway.pid or 0), count.value
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     found = sorted(runner.run(_load(options.port, clients, options.seconds)))
-                cpu, reports = _cpu(gateway.pid or 0) - before, count.value - reports
+                cpu, reports = cpu_ticks(gateway.pid or 0) - before, count.value - reports
             finally:
                 gateway.terminate()
                 gateway.join(10)

@@ -9,8 +9,6 @@ itself. Arms alternated: the engine's socket in the clear, and sealed through th
 import argparse
 import asyncio
 import json
-import multiprocessing
-import os
 import re
 import tempfile
 import time
@@ -21,12 +19,12 @@ from aiohttp import web
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.load import load
 from adytum.benchmarks.load.load import Arm, Sample
+from adytum.benchmarks.processes import cpu_ticks, python
 from adytum.benchmarks.runfile import stats
 
 EVENTS = 50
 GAP_S = 0.02
 _STAMP = re.compile(rb'"content":"(\d+)"')
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
@@ -76,12 +74,12 @@ async def _measure(options: argparse.Namespace, path: Path, pid: int) -> None:
         for repetition in range(options.repetitions + 1):
             for arm in (plaintext, sealed) if repetition % 2 == 0 else (sealed, plaintext):
                 samples = [Sample(pieces=[]) for _ in range(concurrency)]
-                before, start = _cpu(pid), time.perf_counter()
+                before, start = cpu_ticks(pid), time.perf_counter()
                 await asyncio.gather(*(_spread(arm, body, i, sample) for i, sample in enumerate(samples)))
                 if repetition == 0:  # warm-up
                     continue
                 if arm is sealed:
-                    cpu += _cpu(pid) - before
+                    cpu += cpu_ticks(pid) - before
                 seconds += time.perf_counter() - start
                 ttft[arm.name] += [sample.ttft * 1000 for sample in samples]
                 for sample in samples:
@@ -112,11 +110,6 @@ async def connect(url: str) -> Arm:
     raise SystemExit("the gateway did not start")
 
 
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
 def _difference(arms: dict[str, list[float]], share: float) -> float:
     return stats.percentile(arms["sealed"], share) - stats.percentile(arms["plaintext"], share)
 
@@ -132,19 +125,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--port", type=int, default=18080)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine.sock"
-        engine = spawn.Process(target=_engine, args=(str(path),), daemon=True)
-        gateway = spawn.Process(target=gateway_process, args=(str(path), options.port), daemon=True)
-        engine.start()
-        gateway.start()
-        try:
-            asyncio.run(_measure(options, path, gateway.pid or 0))
-        finally:
-            for process in (engine, gateway):
-                process.terminate()
-                process.join(10)
+        with python(_engine, str(path)), python(gateway_process, str(path), options.port) as gateway:
+            asyncio.run(_measure(options, path, gateway))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import json
-import multiprocessing
-import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +19,7 @@ from adytum.benchmarks.errors import Unusable
 from adytum.benchmarks.load import load, relay
 from adytum.benchmarks.load.generator import Generator, Load
 from adytum.benchmarks.load.samples import request
+from adytum.benchmarks.processes import cpu_ticks, free_port, python, wait_for
 from adytum.benchmarks.runfile.runfile import Level, Request
 from adytum.inference.channel.exchange import Shape
 from adytum.inference.channel.hpke import KemId
@@ -29,7 +27,6 @@ from adytum.inference.channel.padding import Padding
 from adytum.inference.channel.shaping import Cells
 
 _READY_S = 60
-_TICK = os.sysconf("SC_CLK_TCK")
 VLLM, OWN = "vllm bench serve", "benchmarks.load"
 SHAPES: dict[str, Shape] = {"off": Padding.OFF, "pad": Padding.PAD, "constant": Cells(2048, 32, 0.01)}
 """Of answers. The cells are those of docs/shaping.md."""
@@ -142,11 +139,7 @@ def _salt() -> str:
 
 
 def _cpu(pid: int | None) -> float | None:
-    """CPU seconds of a process, its children not counted (engines are processes of their own)."""
-    if pid is None:
-        return None
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    return None if pid is None else cpu_ticks(pid)
 
 
 @contextlib.contextmanager
@@ -160,8 +153,9 @@ def running(backend: Backend, generator: Generator | None, load_: Load, arms: Se
         for arm in arms:
             thing = (arm.way, arm.kem if arm.way == "proxy" else "")
             if thing not in started and arm.way == "relay":
-                started[thing] = stack.enter_context(relay.running(backend.socket, free_port()))
-                _listening(started[thing])
+                port = free_port()
+                started[thing] = stack.enter_context(relay.running(backend.socket, port))
+                _listening(port)
             elif thing not in started and arm.way == "proxy":
                 started[thing] = stack.enter_context(_proxy(backend, arm.kem, folder))
             elif thing not in started and arm.way in SHAPES:
@@ -169,13 +163,6 @@ def running(backend: Backend, generator: Generator | None, load_: Load, arms: Se
             if thing in started:
                 urls[arm.name] = started[thing]
         yield Arms(backend, generator, load_, urls, pids)
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -208,27 +195,13 @@ def _verified(port: int) -> bool:
 
 @contextlib.contextmanager
 def _shaped(backend: Backend, shape: Shape) -> Iterator[tuple[str, int]]:
-    """A gateway of the demo's configuration in front of the engine, whose answers have `shape`; its URL and process."""
+    """A gateway of the demo's configuration in front of the engine, with answers of `shape`. Yields URL and process."""
     port = free_port()
-    process = multiprocessing.get_context("spawn").Process(
-        target=gateway_process, args=(str(backend.socket), port, shape), daemon=True
-    )
-    process.start()
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _listening(url)
-        yield url, process.pid or 0
-    finally:
-        process.terminate()
-        process.join(10)
+    with python(gateway_process, str(backend.socket), port, shape) as pid:
+        _listening(port)
+        yield f"http://127.0.0.1:{port}", pid
 
 
-def _listening(url: str) -> None:
-    port = int(url.rpartition(":")[2])
-    for _ in range(10 * _READY_S):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise Unusable(f"nothing listens on port {port} of this machine after {_READY_S} s")
+def _listening(port: int) -> None:
+    if not wait_for(port, _READY_S):
+        raise Unusable(f"nothing listens on port {port} of this machine after {_READY_S} s")

@@ -285,7 +285,8 @@ LAYERS = {
     "inference/gateway": ("limits", "keys", "failures", "callers", "admission", "accounting", "exchange", "edge"),
     "inference/engine": ("run", "weights", "placement", "supervise"),
     "benchmarks": (
-        *("errors", "runfile", "report", "load", "channel", "parts", "runs", "leakage", "cc", "gpu", "__main__"),
+        *("errors", "processes", "runfile", "report", "load", "channel"),
+        *("parts", "runs", "leakage", "cc", "gpu", "__main__"),
     ),
     "deploy": ("engine_plugin", "launch", "weights", "demo"),
 }
