@@ -1,6 +1,6 @@
-"""A relay that copies bytes between TCP and a Unix socket and knows nothing of them: the least that any hop costs.
+"""A relay that copies bytes between TCP and a Unix socket without looking at them: the least that any hop costs.
 
-What `adytum.benchmarks.runs.serve` measures beyond it is the channel's and the gateway's own.
+What `adytum.benchmarks.runs.serve` measures beyond it is the cost of the channel and of the gateway.
 """
 
 import asyncio

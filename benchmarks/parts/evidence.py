@@ -1,10 +1,10 @@
-"""Evidence for many clients: nonces served per second of the gateway's CPU, and hardware reports used for them.
+"""Evidence for many clients: nonces answered per second of the gateway's CPU, and hardware reports used for them.
 
     python -m adytum.benchmarks.parts.evidence [--clients 64 512] [--seconds 5] [--collateral 0 70000]
 
 A gateway's evidence service in a process of its own, with a simulated CPU whose report takes 5 ms (assumed, not
-measured on hardware). Clients on keep-alive connections ask in a closed loop, each time on a new nonce. `--collateral`
-adds the bytes that real documents have (two manifests, OCSP answers, lists of revoked certificates).
+measured on hardware). Clients on keep-alive connections ask in a closed loop, each time with a new nonce.
+`--collateral` adds the size of real documents (two manifests, OCSP answers, lists of revoked certificates).
 """
 
 import argparse
@@ -30,7 +30,7 @@ REPORT_S = 0.005
 
 
 class _CountedCpu:
-    """The simulated CPU at a hardware's pace."""
+    """The simulated CPU at the pace of hardware."""
 
     def __init__(self, count: "Synchronized[int]") -> None:
         self._cpu = SimulatedCpu()
@@ -44,7 +44,7 @@ class _CountedCpu:
 
 
 class _Sized:
-    """Collateral of a given size; its content is never looked at here."""
+    """Collateral of a given size; its content does not matter here."""
 
     def __init__(self, size: int) -> None:
         self._collateral = Collateral(rims=(random.randbytes(size),)) if size else Collateral()
@@ -80,7 +80,7 @@ def _gateway(port: int, size: int, interval: float, count: "Synchronized[int]") 
         options = uvicorn.Config(
             evidence.handle,
             port=port,
-            interface="asgi3",  # Not guessed for a bound method.
+            interface="asgi3",  # uvicorn does not detect it for a bound method.
             loop="uvloop",
             http="httptools",
             ws="none",

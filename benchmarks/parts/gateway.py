@@ -1,9 +1,9 @@
-"""What the gateway adds where nothing competes for the cores: a synthetic engine emits events at a set rate.
+"""What the gateway adds if nothing else competes for the cores: a synthetic engine emits events at a set rate.
 
     python -m adytum.benchmarks.parts.gateway [--concurrency 1 32] [--repetitions 10]
 
-The engine stamps each event with the machine's monotonic clock, so each event's way to the client is measured by
-itself. Arms alternated: the engine's socket in the clear, and sealed through the gateway (X-Wing, padding on).
+The engine stamps each event with the machine's monotonic clock, so the way of each event to the client is measured. Two
+arms alternate: the engine's socket in the clear, and sealed through the gateway (X-Wing, padding on).
 """
 
 import argparse
@@ -96,7 +96,7 @@ async def _measure(options: argparse.Namespace, path: Path, pid: int) -> None:
 
 
 async def _spread(arm: Arm, body: bytes, i: int, sample: Sample) -> None:
-    # Starts are spread over one gap: the question is what a request costs, not how a burst queues.
+    # Starts are spread over one gap, because the cost of a request matters here, not the queueing of a burst.
     await asyncio.sleep(i * GAP_S / 8)
     await arm.ask(body, sample)
 
@@ -119,7 +119,7 @@ def _added(arms: dict[str, list[float]], share: float) -> str:
 
 
 def main() -> None:
-    """Starts engine and gateway as processes, measures, ends them."""
+    """Starts engine and gateway as processes, measures, and ends them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--repetitions", type=int, default=10)

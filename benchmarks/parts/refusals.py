@@ -1,9 +1,9 @@
-"""What a wrong API key costs: the client's sealing against the gateway's opening, looking and refusing.
+"""What a wrong API key costs: the client's sealing against the gateway's opening, look-up and refusal.
 
     python -m adytum.benchmarks.parts.refusals [--repetitions 300]
 
-One thread, no network. Both sides run this project's code; a client in C would be cheaper, as a gateway would be.
-Microseconds of CPU time, medians; sizes alternate so that a slow moment of the machine meets all alike.
+One thread, no network. Both sides run this project's code; in C both would be cheaper. Microseconds of CPU time,
+medians; sizes alternate, so that a slow moment of the machine affects all of them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from adytum.inference.gateway.keys import KeyRing
 
 _SIZES = (1024, 65_536, 1024 * 1024)
 _PIECE = 16_384
-"""As the client library cuts a request."""
+"""Bytes; the client library splits a request into pieces of this size."""
 _T = TypeVar("_T")
 
 
@@ -55,7 +55,7 @@ class _Bench:
             self.callers.authenticate(fields or exchange.request().fields)
         except Refused as refused:
             return exchange, refused
-        raise AssertionError("a wrong key was let in")
+        raise AssertionError("a wrong key was accepted")
 
     def refusal(self, exchange: Exchange, refused: Refused) -> bytes:
         refusal = refused.refusal

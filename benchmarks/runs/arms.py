@@ -1,4 +1,4 @@
-"""The arms of a serving run: each is a way from a client to one engine, and all are up for the whole run."""
+"""The arms of a serving run: each is a way from a client to one engine, and all run for the whole run."""
 
 import asyncio
 import contextlib
@@ -29,12 +29,12 @@ from adytum.inference.channel.shaping import Cells
 _READY_S = 60
 VLLM, OWN = "vllm bench serve", "benchmarks.load"
 SHAPES: dict[str, Shape] = {"off": Padding.OFF, "pad": Padding.PAD, "constant": Cells(2048, 32, 0.01)}
-"""Of answers. The cells are those of docs/shaping.md."""
+"""Shapes of answers. The cells are those of docs/shaping.md."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`way`: engine, relay, proxy (ours on the client's side), ohttp, ehbp, or a shape's gateway."""
+    """`way`: engine, relay, proxy (our local proxy), ohttp, ehbp, or the gateway of a shape."""
 
     name: str
     client: str
@@ -52,19 +52,19 @@ ARMS = {
         Arm("ohttp", VLLM, "proxy", "the local proxy, Oblivious HTTP with X-Wing, the gateway", _XWING),
         Arm("ohttp-x25519", VLLM, "proxy", "the local proxy, Oblivious HTTP with X25519, the gateway", "x25519"),
         Arm("own-direct", OWN, "engine", "plaintext on the engine's socket, no relay"),
-        Arm("own-relay", OWN, "relay", "as direct: checks the two clients against each other"),
-        Arm("own-proxy", OWN, "proxy", "as ohttp: checks the two clients against each other", _XWING),
+        Arm("own-relay", OWN, "relay", "like direct: compares the two clients"),
+        Arm("own-proxy", OWN, "proxy", "like ohttp: compares the two clients", _XWING),
         Arm("own-ohttp", OWN, "ohttp", "sealed in the client, Oblivious HTTP with X-Wing", _XWING),
         Arm("own-ohttp-x25519", OWN, "ohttp", "sealed in the client, Oblivious HTTP with X25519", "x25519"),
         Arm("own-ehbp", OWN, "ehbp", "sealed in the client, EHBP (X25519)", "x25519"),
-        *(Arm(f"own-shape-{name}", OWN, name, f"as own-ohttp, answers shaped {name!r}", _XWING) for name in SHAPES),
+        *(Arm(f"own-shape-{name}", OWN, name, f"like own-ohttp, answers shaped {name!r}", _XWING) for name in SHAPES),
     )
 }
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What is measured. `gateway`: its process, where known."""
+    """The backend that is measured. `gateway`: its process, if known."""
 
     url: str
     socket: Path
@@ -86,13 +86,13 @@ class Arms:
         self._pids = pids
 
     def flags(self, arm: Arm, level: Level, requests: int, seed: int) -> list[str] | None:
-        """The generator's, where the arm has one."""
+        """The generator's flags, if the arm uses it."""
         if arm.client != VLLM:
             return None
         return self._load.flags(level, requests, seed, self._urls[arm.name], _salt())
 
     def run(self, arm: Arm, level: Level, requests: int, seed: int) -> tuple[list[Request], float, float | None]:
-        """One load: its requests, its wall time, and the gateway's CPU time (None where unknown), in seconds."""
+        """One load: its requests, its wall time, and the gateway's CPU time (None if unknown), in seconds."""
         assert self._generator is not None
         pid = self._pids.get(arm.name, self._backend.gateway)
         if arm.client == VLLM:
@@ -133,8 +133,8 @@ class Arms:
 
 
 def _salt() -> str:
-    """Of one load. Every arm asks the same words, and only the gateway salts what it is asked: without this, of two
-    plaintext arms the second would find its prompts in the engine's cache."""
+    """A fresh salt for one load. Every arm sends the same prompts, and only the gateway salts them: without this, the
+    second of two plaintext arms would find its prompts in the engine's cache."""
     return secrets.token_hex(16)
 
 
@@ -144,7 +144,7 @@ def _cpu(pid: int | None) -> float | None:
 
 @contextlib.contextmanager
 def running(backend: Backend, generator: Generator | None, load_: Load, arms: Sequence[Arm]) -> Iterator[Arms]:
-    """Starts what the arms need beside the backend: the relay, a proxy for each KEM, a gateway for each shape."""
+    """Starts what the arms need in addition to the backend: the relay, a proxy per KEM, a gateway per shape."""
     urls: dict[str, str] = {}
     pids: dict[str, int] = {}
     with contextlib.ExitStack() as stack:

@@ -331,7 +331,7 @@ def test_no_gpu_at_all(machine: Machine, tmp_path: Path) -> None:
     missing = CollectionError("no library")
     none: Files = {name: None for name in SNP if "0000:01" in name}
     assert one(machine(none, missing), "gpu").verdict == "wrong"
-    # Audio of a GPU (class 04) is none, and NVIDIA's NVSwitch (class 06) is none.
+    # A GPU's audio device (class 04) does not count, and neither does NVIDIA's NVSwitch (class 06).
     audio = {"sys/bus/pci/devices/0000:01:00.1/vendor": "0x10de\n", "sys/bus/pci/devices/0000:01:00.1/class": "0x0403"}
     assert one(machine({**none, **audio}, missing), "gpu").verdict == "wrong"
 

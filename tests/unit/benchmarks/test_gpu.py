@@ -84,7 +84,7 @@ def test_pieces_make_the_wheels_again(tmp_path: Path) -> None:
     with pytest.raises(pieces.PiecesError, match=r"1 pieces are missing.*002"):
         pieces.join(carried, there)
     (carried / pieces.INDEX).unlink()
-    with pytest.raises(pieces.PiecesError, match="carry the index"):
+    with pytest.raises(pieces.PiecesError, match="copy the index"):
         pieces.join(carried, there)
     with pytest.raises(pieces.PiecesError, match="no wheel"):
         pieces.cut(tmp_path / "nothing", carried)
@@ -159,5 +159,5 @@ def test_a_step_that_fails_says_what_to_do(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "pieces").mkdir()
     asked = ["run", "--pieces", str(tmp_path / "pieces"), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "w")]
     assert main(asked) == 1
-    assert "carry the index" in capsys.readouterr().out
+    assert "copy the index" in capsys.readouterr().out
     assert main([*asked, "--limit-s", "5"]) == 3

@@ -137,7 +137,7 @@ def test_swiotlb_is_found(tmp_path: Path, text: str) -> None:
 
 
 def ask(*arguments: str) -> str:
-    """What QEMU prints. Skips where there is none."""
+    """What QEMU prints. Skips if QEMU is missing."""
     if QEMU is None:
         pytest.skip("needs QEMU: apt-get install qemu-system-x86")
     done = subprocess.run([QEMU, *arguments], capture_output=True, text=True, timeout=30)
