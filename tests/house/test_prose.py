@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SUFFIXES = (".py", ".md", ".toml", ".sh", ".yaml")
+SUFFIXES = (
+    *(".py", ".md", ".toml", ".sh", ".yaml", ".cfg", ".conf", ".service", ".tpl"),
+    *("Makefile", "Containerfile", "image/init"),
+)
 SELF = "tests/house/test_prose.py"
 
 # Files that no rule reads, each with its reason. At most five.
