@@ -1,7 +1,7 @@
-"""An engine that computes nothing and takes its time: continuous batching over a model of a decode step.
+"""An engine that computes nothing and takes the modelled time: continuous batching over a model of a decode step.
 
-All sequences that are in get one token in each step, as vLLM does it; a step takes as long as the model says for so
-many. It speaks OpenAI's streamed chat, so every client and the gateway can talk to it.
+All running sequences get one token in each step, as in vLLM. A step takes the model's time for their number. The engine
+serves OpenAI's streamed chat, so every client and the gateway can talk to it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _DATA = b"data: " + json.dumps(_EVENT, separators=(",", ":")).encode() + b"\n\n"
 
 
 class Engine:
-    """`step_s`: seconds that a step of so many sequences takes. `byte_s`: seconds for each byte of a request, once."""
+    """`step_s`: seconds of a step, by the number of sequences. `byte_s`: seconds for each byte of a request, once."""
 
     def __init__(self, step_s: Callable[[int], float], byte_s: float = 0.0) -> None:
         self._step_s = step_s
