@@ -32,6 +32,7 @@ PENDING: tuple[str, ...] = (
     "SECURITY.md",
     "attestation/",
     "benchmarks/NOTES.md",
+    "benchmarks/README.md",
     "benchmarks/gpu/README.md",
     "deploy/README.md",
     "deploy/chart/README.md",
@@ -125,6 +126,21 @@ RULES = (
         '"is none" does not say what is wrong',
         "Raises `MalformedMessage` if the public key is none.",
         "Raises `MalformedMessage` if there is none.",
+    ),
+    Rule(
+        r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more|less|other|different|reason|need|way|such|matter|doubt)"
+        r"(?!fewer|better|worse|slower|faster|larger|smaller|later|earlier|greater|older|newer|higher|lower)[a-z]+",
+        "is not a",
+        "English negates the verb",
+        "The entry is no number.",
+        "The entry is not a number, the queue is no longer than ten, and there is no other way.",
+    ),
+    Rule(
+        r"\b(is|are) there twice\b",
+        "occurs twice",
+        "not English",
+        "One path is there twice.",
+        "One path occurs twice; the other is there, too.",
     ),
     Rule(
         r"\b[Ww]hoever\b",

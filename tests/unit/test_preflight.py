@@ -178,7 +178,7 @@ CASES: list[tuple[str, Files, str, str]] = [
     ("cpu", {"proc/cpuinfo": None}, "unknown", "/proc"),
     ("confidential-vm", {"dev/sev-guest": None}, "unknown", "modprobe sev-guest"),
     ("confidential-vm", {"dev/sev-guest": None, "sys/devices/system/cpu/sev/vmpl": "0\n"}, "ok", "SEV-SNP"),
-    # A host has the flag as well, and is no guest.
+    # A host has the flag as well, but is not a guest.
     ("confidential-vm", {"dev/sev-guest": None, "proc/cpuinfo": GENOA.replace(" hypervisor", "")}, "wrong", "neither"),
     ("confidential-vm", {"dev/sev-guest": None, "proc/cpuinfo": GENOA.replace("sev_snp", "sev")}, "wrong", "neither"),
     ("confidential-vm", {"dev/sev-guest": None, "proc/cpuinfo": GENOA.replace("sev_snp", "my_tdx_guest")}, "wrong", ""),

@@ -300,7 +300,7 @@ def plan_command(config: Config, gpu_memory: str, length: int = DEFAULT_LENGTH) 
         folder = Path(model.source)
         if not folder.is_dir():
             raise PlacementError(
-                f"{model.id}: {model.source} is no folder here: plan on a machine with the model, or put its "
+                f"{model.id}: {model.source} is not a folder here: plan on a machine with the model, or put its "
                 "config.json there"
             )
         try:

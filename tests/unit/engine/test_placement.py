@@ -507,7 +507,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "llama-3.3-70b-awq" / "config.json").write_text("{")
     with pytest.raises(PlacementError, match=rf"^{LLAMA_ID}: .*config\.json is not JSON"):
         plan_command(config, "80GB")
-    with pytest.raises(PlacementError, match=r"/models/llama-3\.3-70b-awq is no folder here: plan on a machine"):
+    with pytest.raises(PlacementError, match=r"/models/llama-3\.3-70b-awq is not a folder here: plan on a machine"):
         plan_command(shipped("h100-llama"), "80GB")
 
 
