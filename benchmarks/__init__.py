@@ -1,1 +1,1 @@
-"""What confidentiality costs, measured. README.md says how; NOTES.md has what was predicted, changed and measured."""
+"""What confidentiality costs, measured. README.md says how; NOTES.md records predictions, changes and results."""

@@ -1,4 +1,4 @@
-"""`python -m adytum.benchmarks COMMAND`: what secrecy costs, measured. benchmarks/README.md has the ways."""
+"""`python -m adytum.benchmarks COMMAND`: what secrecy costs, measured. benchmarks/README.md explains the commands."""
 
 import argparse
 import sys
@@ -13,13 +13,13 @@ _COMMANDS = {
     "serve": (serve, "drive a backend through several arms and keep every request's times"),
     "compare": (compare, "two runs, or two arms of one: a table and a report"),
     "transfer": (transfer, "copies to the GPU and back, small copies and launches"),
-    "model": (model, "CC-On played by a synthetic engine: a model, not measurement"),
+    "model": (model, "CC-On simulated by a synthetic engine: a model, not a measurement"),
     "channel": (channel, "the gateway alone: CPU per event and request, memory per stream, beside nginx and LiteLLM"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 where something measured is not right, 2 where nothing could be."""
+    """Returns the exit status: 0, 1 if a measured answer is wrong, 2 if nothing could be measured."""
     parser = argparse.ArgumentParser(prog="python -m adytum.benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, what) in _COMMANDS.items():

@@ -1,5 +1,5 @@
-"""What ends a benchmark with exit status 2 and a text that says what to do."""
+"""The error that ends a benchmark with exit status 2 and a text that says what to do."""
 
 
 class Unusable(Exception):
-    """An option, a file or this machine cannot be used for what was asked."""
+    """An option, a file or this machine is unsuitable for the requested measurement."""

@@ -2,11 +2,11 @@
 # Makes the engines' environment (vLLM for the CPU) in the virtual environment $1. May be run again at any time.
 #
 #   PYTHON           interpreter to make it with, 3.11 or newer (python3)
-#   TORCH_CPU_INDEX  package index for torch's CPU build, used where pip's own configuration does not find it
-#                    (PyTorch's)
+#   TORCH_CPU_INDEX  package index for torch's CPU build, used if pip's own configuration does not find it
+#                    (default: PyTorch's)
 #
-# Everything is installed with --no-deps from a complete list of pinned versions: the resolver would bring CUDA builds of
-# torch and its relatives (deploy/requirements/engine-cpu.txt says what is left out and why).
+# Everything is installed with --no-deps from a complete list of pinned versions: the resolver would install CUDA builds
+# of torch and its relatives (deploy/requirements/engine-cpu.txt says what is omitted and why).
 set -euo pipefail
 
 venv=${1:?usage: deploy/engine_env.sh VENV}
@@ -31,17 +31,17 @@ install() { "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-vers
 say "1 of 3: torch 2.13.0 for the CPU (about 200 MB)"
 has_torch='import importlib.metadata as m, sys; sys.exit(m.version("torch") != "2.13.0+cpu")'
 if ! "$venv/bin/python" -c "$has_torch" 2>/dev/null; then
-    # First where pip is configured to look, which serves machines without that index. Its complaint is of no interest.
+    # First from the indexes that pip is configured with, for machines that cannot reach PyTorch's. Its error is ignored.
     install "$torch" 2>/dev/null || install --index-url "$index" "$torch"
 fi
 
 say "2 of 3: vLLM 0.32.0 and what it needs, $(grep -c '==' "$requirements") packages (about 700 MB)"
 install -r "$requirements"
-# From an environment that pip resolved by itself.
+# They are there if pip resolved this environment by itself.
 "$venv/bin/python" -m pip uninstall --quiet --quiet --yes \
     torchvision torchaudio torchcodec triton fastapi-cli fastapi-cloud-cli sentry-sdk
 
-# Gemma 3's images without torchvision. Built from a copy, since setuptools writes beside its sources.
+# Gemma 3's images without torchvision. Built from a copy, because setuptools writes beside its sources.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp "$plugin/pyproject.toml" "$plugin"/*.py "$work"
@@ -54,7 +54,7 @@ import sys
 
 cuda = sorted(d.name for d in importlib.metadata.distributions() if d.name.lower().startswith(("nvidia-", "cuda-")))
 if cuda:
-    sys.exit(f"[engine-env] CUDA packages got in: {', '.join(cuda)}")
+    sys.exit(f"[engine-env] CUDA packages were installed: {', '.join(cuda)}")
 import torch
 import transformers
 import vllm

@@ -70,7 +70,7 @@ def free_port() -> int:
 
 
 def wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = READY_SECONDS) -> None:
-    """Until `/readyz` says SERVING; fails with the log where the process ends or time runs out."""
+    """Until `/readyz` says SERVING; fails with the log if the process ends or time runs out."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -1,1 +1,1 @@
-"""What CC-On costs on a GPU: the parts of it measured, and a model of the whole."""
+"""What CC-On costs on a GPU: its parts measured, and a model of the whole."""

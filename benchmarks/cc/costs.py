@@ -1,8 +1,8 @@
-"""A model, not measurement: what CC-On would cost a decode step, from published constants or a machine's own transfers.
+"""A model, not a measurement: the cost of CC-On per decode step, from published constants or a machine's own transfers.
 
-A decode step of a batch takes the host's part, the reading of all weights, and a part for each sequence. CC-On adds a
-fixed time to it: some small copies and kernel launches, each slower by so many microseconds, and the bytes that cross
-the bus. `PUBLISHED` is what others measured; `errors` says how far the model is from each. Nothing is fitted to them.
+A decode step of a batch consists of the host's part, the reading of all weights, and a part for each sequence. CC-On
+adds a fixed time: some small copies and kernel launches, each slower by some microseconds, and the bytes that cross the
+bus. `PUBLISHED` has the results of others, and `errors` the model's distance from each. Nothing is fitted to them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 COPIES_PER_STEP, LAUNCHES_PER_STEP = 35, 36
-"""Assumed, and chosen so that published costs of one (22 us a copy, 5 us a launch) give the middle of the published tax
-per step. A trace of a real engine would replace them."""
+"""Assumed, and chosen so that the published costs of one (22 us a copy, 5 us a launch) add up to the middle of the
+published tax per step. A trace of a real engine would replace them."""
 SATURATED = 256
-"""Sequences in a batch where a publication says "saturated": vLLM's usual limit."""
+"""Sequences in a batch that a publication calls "saturated": vLLM's usual limit."""
 _CONTEXT = 512
 _EFFICIENCY = 0.8
-"""Of the memory's bandwidth, as large reads reach it."""
+"""The share of the memory's bandwidth that large reads reach."""
 _HOST_MS = 1.5
-"""Assumed: what a step takes beside the GPU's reading and computing."""
+"""Assumed: the time of a step that is neither the GPU's reading nor its computing."""
 
 
 @dataclass(frozen=True)
 class Tax:
-    """What CC-On adds: milliseconds to each step, and to each byte that crosses the bus."""
+    """What CC-On adds: milliseconds to each step, and nanoseconds to each byte that crosses the bus."""
 
     step_ms: float
     byte_ns: float
@@ -35,7 +35,7 @@ LOW, MIDDLE, HIGH = (Tax(step, 1 / 3.8 - 1 / 40) for step in (0.6, 0.95, 1.3))
 
 @dataclass(frozen=True)
 class Workload:
-    """A model on a GPU. `weights_gb`: read in each step; `kv_kib`: per token of context; `tflops`: as kernels reach."""
+    """A model on a GPU. `weights_gb`: read in each step. `kv_kib`: per token of context. `tflops`: reachable."""
 
     name: str
     gpu: str
@@ -45,7 +45,7 @@ class Workload:
     kv_kib: float
     tflops: float
     steps_ms: Mapping[int, float] | None = None
-    """Where the publication has them: a step without CC by its batch."""
+    """A step without CC by batch size, if the publication has them."""
 
     def step_ms(self, batch: int) -> float:
         """A decode step of `batch` sequences with CC off."""
@@ -57,7 +57,7 @@ class Workload:
         return _HOST_MS + reading + batch * (context + computing)
 
 
-# Bandwidths are the GPUs' data sheets'; a dense bf16 kernel of a decode reaches about 400 TFLOP/s, a 4-bit one half.
+# Bandwidths are from the GPUs' data sheets. A decode's dense bf16 kernel reaches about 400 TFLOP/s, a 4-bit one half.
 _LLAMA_NVL = Workload("llama-3.1-8b", "H100 NVL", 16.1, 8.0, 3.94, 128, 400)
 _LLAMA_AWQ = Workload("llama-3-8b-awq", "H100", 5.7, 8.0, 3.35, 128, 200)
 _GEMMA = Workload("gemma-2-27b", "H200", 54.5, 27.2, 4.8, 368, 400)
@@ -68,7 +68,7 @@ _SGLANG = Workload(
     "sglang-15188", "not named", 0, 0, 1, 0, 1, {batch: 1000 * batch / rate for batch, rate in _SGLANG_RATES.items()}
 )
 WORKLOADS = {item.name: item for item in (_LLAMA_NVL, _LLAMA_AWQ, _GEMMA, _LLAMA_70B)}
-"""Those that the synthetic engine can play at any batch."""
+"""Those that the synthetic engine can simulate at any batch size."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Error:
-    """A published row and what the model says of it, in per cent; the error in points. None where it says nothing."""
+    """A published row and the model's values for it, in per cent; None if the model does not cover it."""
 
     row: Published
     low: float | None
@@ -119,12 +119,12 @@ class Error:
 
     @property
     def inside(self) -> bool:
-        """Whether the published value lies between what the lowest and the highest published tax give."""
+        """Whether the published value lies between the model's results for the lowest and the highest published tax."""
         return self.low is not None and self.high is not None and self.low <= self.row.percent <= self.high
 
 
 def overhead(row: Published, tax: Tax) -> float | None:
-    """Per cent, as the row counts; None for what the model has no base for."""
+    """Per cent, in the row's own terms; None if the model has no base for the row."""
     if row.workload is None:
         return None
     base = row.workload.step_ms(row.batch)
@@ -132,7 +132,7 @@ def overhead(row: Published, tax: Tax) -> float | None:
 
 
 def errors(rows: Sequence[Published] = PUBLISHED) -> list[Error]:
-    """Of every row, with the lowest, middle and highest published tax."""
+    """The errors of all rows, with the lowest, middle and highest published tax."""
     return [Error(row, *(overhead(row, tax) for tax in (LOW, MIDDLE, HIGH))) for row in rows]
 
 
@@ -150,7 +150,7 @@ def table() -> str:
 
 
 def from_transfers(off: Mapping[str, Any], on: Mapping[str, Any]) -> Tax:
-    """The tax from two transfer files, as `transfer` writes them, of one machine in its two modes."""
+    """The tax from two files that `transfer` wrote on one machine, in its two modes."""
     copy_us = on["small_copy_us"]["p50"] - off["small_copy_us"]["p50"]
     launch_us = on["launch_us"]["p50"] - off["launch_us"]["p50"]
     step = (COPIES_PER_STEP * copy_us + LAUNCHES_PER_STEP * launch_us) / 1000

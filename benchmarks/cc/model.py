@@ -1,11 +1,11 @@
-"""A model, not measurement: CC-Off and CC-On played by an engine that computes nothing, on any machine.
+"""A model, not a measurement: CC-Off and CC-On simulated by an engine that computes nothing, on any machine.
 
     python -m adytum.benchmarks model --workload llama-3-8b-awq [--transfers off.json on.json] [--out FOLDER]
     python -m adytum.benchmarks model --errors
 
-Writes two run files for `compare`, off.json and on.json, which say everywhere what they are. What CC-On adds are
-published constants, or the costs that `transfer` measured in a machine's two modes (benchmarks/cc/costs.py). --errors
-prints how far the model is from every published figure.
+Writes two run files for `compare`, off.json and on.json, which are marked as a model throughout. The costs of CC-On are
+published constants, or what `transfer` measured in a machine's two modes (benchmarks/cc/costs.py). --errors prints the
+model's distance from every published figure.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""An engine that computes nothing and takes its time: continuous batching over a model of a decode step.
+"""An engine that computes nothing and takes the modelled time: continuous batching over a model of a decode step.
 
-All sequences that are in get one token in each step, as vLLM does it; a step takes as long as the model says for so
-many. It speaks OpenAI's streamed chat, so every client and the gateway can talk to it.
+All running sequences get one token in each step, as in vLLM. A step takes the model's time for their number. The engine
+serves OpenAI's streamed chat, so every client and the gateway can talk to it.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _DATA = b"data: " + json.dumps(_EVENT, separators=(",", ":")).encode() + b"\n\n"
 
 
 class Engine:
-    """`step_s`: seconds that a step of so many sequences takes. `byte_s`: seconds for each byte of a request, once."""
+    """`step_s`: seconds of a step, by the number of sequences. `byte_s`: seconds for each byte of a request, once."""
 
     def __init__(self, step_s: Callable[[int], float], byte_s: float = 0.0) -> None:
         self._step_s = step_s
@@ -52,7 +52,7 @@ class Engine:
         return answer
 
     async def _step(self) -> None:
-        """Until the end of the next step that begins."""
+        """Waits for the end of the next step that begins."""
         done = asyncio.get_running_loop().create_future()
         self._waiting.add(done)
         if self._stepping is None or self._stepping.done():
@@ -64,19 +64,19 @@ class Engine:
         due = loop.time()
         while self._waiting:
             batch, self._waiting = self._waiting, set()
-            # By the clock and not by the pause: what the loop itself takes is part of the step.
+            # By the clock, not by the pause: the loop's own time is part of the step.
             due = max(due, loop.time() - 0.001) + self._step_s(len(batch))
             await asyncio.sleep(due - loop.time())
             for done in batch:
                 if not done.done():
                     done.set_result(None)
-            # Each writes its token and asks for the next before the next step begins.
+            # Each request writes its token and asks for the next one before the next step begins.
             for _ in range(4):
                 await asyncio.sleep(0)
 
 
 def serve(path: str, workload: str, step_tax_ms: float, byte_tax_ns: float) -> None:
-    """On the Unix socket `path`, in this process, until it is ended. The workload is one of `ccmodel.WORKLOADS`."""
+    """Serves on the Unix socket `path` until this process ends. `workload` is a key of `costs.WORKLOADS`."""
     from adytum.benchmarks.cc.costs import WORKLOADS
 
     model = WORKLOADS[workload]

@@ -2,8 +2,8 @@
 
     python -m adytum.benchmarks transfer [--label cc-on] [--out FILE]
 
-Runs torch in the engines' environment. Without a GPU there is nothing to measure: it says so, and fails. Two such
-files, one with CC off and one with CC on, are what `model --transfers` takes.
+Runs torch in the engines' environment. Without a GPU it fails with a message that says so. `model --transfers` takes
+two of its files, one with CC off and one with CC on.
 """
 
 import argparse
@@ -28,13 +28,13 @@ _TIMES = ("small_copy_us", "launch_us", "launch_and_wait_us", "read_back_us")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `transfer`."""
     parser.add_argument("--engine-python", type=Path, default=ROOT / ".venv-engine" / "bin" / "python")
-    parser.add_argument("--label", choices=machine.LABELS, help="refused where the machine is another")
+    parser.add_argument("--label", choices=machine.LABELS, help="refused if this machine is another")
     parser.add_argument("--machine", default="", help="its name in the file")
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "bench" / "transfer.json")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status 0. Raises `Unusable`, also where there is no GPU."""
+    """Returns exit status 0. Raises `Unusable`, also if there is no GPU."""
     here = machine.facts(options.machine)
     label = machine.labelled(here, options.label)
     try:
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A file of this. Raises `Unusable` where it is none."""
+    """Reads a file that `run` wrote. Raises `Unusable` for any other."""
     try:
         found = json.loads(path.read_text())
         whole = (
@@ -68,14 +68,14 @@ def load(path: Path) -> dict[str, Any]:
             and isinstance(found["label"], str)
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Unusable(f"{path} is no file of transfers: {type(error).__name__}: {error}") from error
+        raise Unusable(f"{path} is not a file of transfers: {type(error).__name__}: {error}") from error
     if not whole:
-        raise Unusable(f"{path} is no file of transfers, or holds nothing")
+        raise Unusable(f"{path} is not a file of transfers, or has no figures")
     return dict(found)
 
 
 def table(content: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The figures, for a terminal."""
     lines = [f"{content['label']}: {content['device']}, torch {content['torch']}"]
     lines.append(
         f"{'bytes':>14} {'direction':>15} {'memory':>9} {'issue us p50':>13} {'done us p50/p99':>20} {'GB/s':>7}"

@@ -1,8 +1,8 @@
 """Host to GPU and back, kernel launches and small copies, with torch. A script for the engines' Python.
 
-Prints one JSON object: {"error": text}, or what `transfer` keeps. Every time is the host's, since under
-confidential computing a copy that claims to be asynchronous is not: `issue` until the call returns, `done` until the
-GPU has finished.
+Prints one JSON object: {"error": text}, or the figures that `transfer` keeps. All times are the host's, because under
+confidential computing an asynchronous copy is not asynchronous: `issue` until the call returns, `done` until the GPU
+has finished.
 """
 
 import json
@@ -15,12 +15,12 @@ from typing import Any
 SIZES = tuple(4096 * 4**power for power in range(10))
 """4 KiB to 1 GiB."""
 _SECONDS = 0.5
-"""For each size, direction and memory; at least 5 times, at most 2,000."""
+"""For each size, direction and kind of memory; at least 5 times, at most 2,000."""
 _SMALL = 4096
 
 
 def main() -> None:
-    """Measures, or says why it cannot."""
+    """Measures, or prints why it cannot."""
     try:
         import torch
     except ImportError as error:
@@ -47,14 +47,14 @@ def main() -> None:
     found["small_copy_us"] = _times(torch, lambda: device.copy_(host, non_blocking=True), 2000)["done"]
     found["launch_us"] = _launches(torch, one)
     found["launch_and_wait_us"] = _times(torch, lambda: one.add_(1), 2000)["done"]
-    # What each decode step does at its end: one number back to the host.
+    # Each decode step ends with this: one number back to the host.
     found["read_back_us"] = _times(torch, lambda: one.item(), 2000)["issue"]
     json.dump(found, sys.stdout)
 
 
 def _copy(torch: Any, size: int, direction: str, pinned: bool) -> dict[str, Any]:
     host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    host.fill_(1)  # Pages that were never touched would be measured instead of the copy.
+    host.fill_(1)  # Otherwise the first touch of each page would be measured instead of the copy.
     device = torch.ones(size, dtype=torch.uint8, device="cuda")
     source, target = (host, device) if direction == "host to device" else (device, host)
     copy: Callable[[], Any] = lambda: target.copy_(source, non_blocking=True)  # noqa: E731 (one expression)
@@ -76,7 +76,7 @@ def _copy(torch: Any, size: int, direction: str, pinned: bool) -> dict[str, Any]
 
 
 def _launches(torch: Any, one: Any) -> dict[str, float]:
-    """Per launch, of rows of 1,000 that are not waited for; what the queue's end takes is left out."""
+    """Microseconds per launch, over series of 1,000 without waiting; the wait at the end of each does not count."""
     found = []
     for _ in range(50):
         torch.cuda.synchronize()
@@ -89,7 +89,7 @@ def _launches(torch: Any, one: Any) -> dict[str, float]:
 
 
 def _times(torch: Any, work: Callable[[], Any], count: int) -> dict[str, dict[str, float]]:
-    """Microseconds of each, after a tenth as warm-up."""
+    """Microseconds of each call, after a tenth as warm-up."""
     issue, done = [], []
     for _ in range(count + count // 10):
         torch.cuda.synchronize()

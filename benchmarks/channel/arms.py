@@ -1,7 +1,7 @@
-"""What is asked of the gateway and of its peers, and a client that is cheap enough not to be what is measured.
+"""The requests to the gateway and to its peers, and a client that is cheap enough not to disturb the measurement.
 
-Requests are sealed before the clock runs. The client reads an answer to its HTTP end without opening it; `check` opens
-one of each arm whole, and counts its events, before anything is measured.
+Requests are sealed before the clock starts. The client reads an answer to its HTTP end without opening it. Before the
+measurement, `check` opens one answer of each arm and counts its events.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from adytum.inference.channel.bhttp import Content, RequestHead
 from adytum.inference.channel.keyconfig import KeyConfiguration
 
 Opener = Callable[[bytes, bytes], bytes]
-"""(the answer's head, its body without HTTP's framing) to its content."""
+"""Maps (the answer's head, its body without HTTP's framing) to its content."""
 _END = b"\r\n0\r\n\r\n"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to the engine. `request` gives the bytes to send, fresh each time, and what opens the answer."""
+    """One way to the engine. `request` returns the bytes to send, fresh each time, and what opens the answer."""
 
     name: str
     port: int
@@ -111,7 +111,7 @@ class Connection:
         )
 
     async def begin(self, request: bytes) -> bytes:
-        """Sends, and gives what has come once the head has. Raises `RuntimeError` for any status but 200."""
+        """Sends a request and returns the answer's head. Raises `RuntimeError` for any status but 200."""
         self._writer.write(request)
         head = await self._reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in head[:16]:
@@ -119,7 +119,7 @@ class Connection:
         return head
 
     async def drain(self, keep: bool = False) -> bytes:
-        """Reads to the answer's end; gives its bytes where asked to keep them."""
+        """Reads to the answer's end. Returns its bytes if `keep` is set, else none."""
         tail, kept = b"\r\n", []
         while not tail.endswith(_END):
             data = await self._reader.read(1 << 18)
@@ -144,14 +144,14 @@ def _joined(data: bytes) -> bytes:
 
 
 async def check(arm: Arm) -> None:
-    """One answer of `arm`, opened whole. Raises `RuntimeError` where it is not what the engine sent."""
+    """Opens one whole answer of `arm`. Raises `RuntimeError` if it is not what the engine sent."""
     request, opened = arm.request(body(50, 1, 1))
     connection = Connection(arm)
     await connection.open()
     head = await connection.begin(request)
     answer = opened(head, _joined(await connection.drain(keep=True)))
     connection.close()
-    # Peers may write the JSON again: what counts is the words.
+    # Peers may rewrite the JSON, so only the words count.
     events = answer.count(b'"content":"word"')
     if events != 50 or b"[DONE]" not in answer:
-        raise RuntimeError(f"{arm.name} gave {events} of 50 events")
+        raise RuntimeError(f"{arm.name} passed on {events} of 50 events")

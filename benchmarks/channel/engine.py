@@ -1,7 +1,7 @@
 """A synthetic engine: HTTP on a Unix socket (and on a TCP port for LiteLLM), events at a set rate, cheap.
 
-A request's `max_tokens` is the number of events; its `seed` is 1,000 times the pause in milliseconds, plus how many
-events go into one write. Both are fields of OpenAI's API, so that every peer passes them on.
+A request's `max_tokens` is the number of events. Its `seed` is 1,000 times the pause in milliseconds, plus the number
+of events in one write. Both are fields of OpenAI's API, so every peer passes them on.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import re
 
 import uvloop
 
-from adytum.benchmarks.channel.processes import many_files
+from adytum.benchmarks.processes import many_files
 
 EVENT = (
     b'data: {"id":"chatcmpl-9f0123456789abcdef","object":"chat.completion.chunk","created":1763859000,'
@@ -33,7 +33,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             body = await reader.readexactly(int(length[1])) if length else b""
             await _answer(body, writer)
     except (asyncio.IncompleteReadError, ConnectionError):
-        pass  # The other side has gone: at a stream's end, or because a measurement cut it.
+        pass  # The other side closed: at a stream's end, or because a measurement cut it.
     finally:
         writer.close()
 
@@ -49,7 +49,7 @@ async def _answer(body: bytes, writer: asyncio.StreamWriter) -> None:
     writer.write(_HEAD)
     due = loop.time()
     while left:
-        # A chunk of HTTP's own per event, as vLLM writes them; what goes together is one write.
+        # One HTTP chunk per event, as vLLM writes them; a batch is one write.
         writer.write(_chunk(EVENT) * min(batch, left))
         left -= min(batch, left)
         await writer.drain()
@@ -60,7 +60,7 @@ async def _answer(body: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def engine_process(path: str, port: int) -> None:
-    """Serves on the Unix socket `path` and, where `port` is not 0, on loopback."""
+    """Serves on the Unix socket `path` and, unless `port` is 0, on loopback."""
     many_files()
 
     async def serve() -> None:

@@ -9,7 +9,7 @@ import uvloop
 
 from adytum.attestation.collect.rounds import Collector, NoEndorsements, NoGpus
 from adytum.attestation.simulated.device import SimulatedCpu
-from adytum.benchmarks.channel.processes import many_files
+from adytum.benchmarks.processes import many_files
 from adytum.deploy.demo.processes import CONFIG
 from adytum.inference.backend.parts import callers, callers_file
 from adytum.inference.channel.exchange import Shape
@@ -28,7 +28,10 @@ from adytum.inference.gateway.keys import KeyRing
 
 
 def gateway_process(path: str, port: int, shape: Shape | None = None) -> None:
-    """A gateway of the demo's configuration whose models all live on `path`. `shape`: of answers, if another."""
+    """A gateway of the demo's configuration, with one engine socket, `path`, for all models.
+
+    `shape`: the answers' shape, if not the configuration's.
+    """
     many_files()
     config = parse(CONFIG.read_bytes())
     keys = KeyRing(time.time, 3600, 600)

@@ -1,18 +1,18 @@
-"""The measurements: CPU of one process over what it carried."""
+"""The measurements: the CPU time of one process for the events and requests that it carried."""
 
 import asyncio
 import time
 from dataclasses import dataclass
 
 from adytum.benchmarks.channel.arms import Arm, Connection, body
-from adytum.benchmarks.channel.processes import cpu, memory
+from adytum.benchmarks.processes import cpu, memory
 from adytum.inference.channel import hpke
 from adytum.inference.channel.hpke import AeadId, KdfId, KemId, Suite
 
 
 @dataclass(frozen=True)
 class Load:
-    """Streams at once, each of `events`, `batch` in one write, `gap_ms` between writes."""
+    """Concurrent streams of `events` each, `batch` of them in one write, `gap_ms` between writes."""
 
     streams: int
     events: int
@@ -28,7 +28,7 @@ class Load:
 async def chunks(arm: Arm, load: Load) -> tuple[float, float]:
     """(CPU seconds of the arm's process per event, events per second of wall time).
 
-    The slope between answers of all the events and of a few, so that what a request costs by itself is in neither.
+    The slope between answers with all events and with a few, so that the cost of the request itself is not included.
     """
     connections = await _connected(arm, load.streams)
     try:
@@ -40,12 +40,12 @@ async def chunks(arm: Arm, load: Load) -> tuple[float, float]:
 
 
 def slope(few: float, many: float, load: Load) -> float:
-    """CPU seconds per event, from those of all streams with few and with all their events."""
+    """CPU seconds per event, from the totals of all streams with few and with all their events."""
     return (many - few) / (load.streams * (load.events - load.few))
 
 
 async def _streamed(arm: Arm, connections: list[Connection], load: Load, events: int) -> tuple[float, float]:
-    """(CPU seconds, seconds of wall time) of one answer of so many events on each connection."""
+    """(CPU seconds, seconds of wall time) of one answer of `events` events on each connection."""
     requests = [arm.request(body(events, load.gap_ms, load.batch))[0] for _ in connections]
     before, start = cpu(arm.pid), time.perf_counter()
     await asyncio.gather(*map(_once, connections, requests))
@@ -53,7 +53,7 @@ async def _streamed(arm: Arm, connections: list[Connection], load: Load, events:
 
 
 async def opens(arm: Arm, requests: int, at_once: int) -> tuple[float, float]:
-    """(CPU seconds per request with one event, requests per second of wall time), on kept connections."""
+    """(CPU seconds per request with one event, requests per second of wall time), on kept-alive connections."""
     connections = await _connected(arm, at_once)
     rounds = [[arm.request(body(1, 0, 1))[0] for _ in range(requests // at_once)] for _ in connections]
 
@@ -72,11 +72,11 @@ async def opens(arm: Arm, requests: int, at_once: int) -> tuple[float, float]:
 
 
 async def idle(arm: Arm, streams: int) -> tuple[float, float]:
-    """Bytes per open stream that waits for its second event: (RSS, PSS) with them less before them."""
+    """Bytes per open stream that waits for its second event: the growth of (RSS, PSS)."""
     before = memory(arm.pid)
     connections: list[Connection] = []
     try:
-        # A few at a time: what stays is asked, not what a burst takes.
+        # A few at a time: the lasting memory counts, not a burst's.
         for at in range(0, streams, 50):
             some = await _connected(arm, min(50, streams - at))
             connections += some
@@ -91,7 +91,7 @@ async def idle(arm: Arm, streams: int) -> tuple[float, float]:
 
 
 def kem(which: KemId) -> float:
-    """CPU seconds of one decapsulation with its key schedule, which every request needs: the least of 30."""
+    """CPU seconds of one decapsulation with its key schedule, which every request needs: the minimum of 30."""
     suite = Suite(which, KdfId.HKDF_SHA256, AeadId.AES_256_GCM)
     key = hpke.generate(which)
     return min(_thread_time(suite, key) for _ in range(30))
@@ -121,5 +121,5 @@ def _close(connections: list[Connection]) -> None:
 
 
 def per_core(seconds: float) -> float:
-    """How many of what takes `seconds` of CPU one core does in a second."""
+    """Operations per second on one core, if one takes `seconds` of CPU."""
     return 1 / seconds if seconds > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""nginx with TLS and LiteLLM's proxy in front of the same engine. One process each, configured for streams."""
+"""nginx with TLS, and LiteLLM's proxy, in front of the same engine: one process each, configured for streams."""
 
 import datetime
 import json
@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from adytum.benchmarks.channel.arms import Arm, Opener, plain, post
-from adytum.benchmarks.channel.processes import free_port, program, wait_for
 from adytum.benchmarks.load.load import PATH
+from adytum.benchmarks.processes import free_port, program, wait_for
 
 _NGINX = """daemon off; master_process off; worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid; error_log {folder}/nginx-error.log;
@@ -40,7 +40,7 @@ http {{
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """What is here of the peers."""
+    """The versions of the installed peers."""
     found = {}
     if binary := _nginx_binary():
         found["nginx"] = subprocess.run([binary, "-v"], capture_output=True, text=True).stderr.strip()

@@ -2,8 +2,8 @@
 
     python -m adytum.benchmarks channel [--quick] [--out FILE]
 
-Figures are CPU of the one process that is measured (the kernel's part in it), so that they hold on a machine where load
-and engine share its cores; "per second and core" is their inverse. Arms alternate; intervals are 95 % bootstrap.
+Figures are CPU time of the measured process, including the kernel's part, so that they hold although load and engine
+share the machine's cores; "per second and core" is their inverse. Arms alternate; intervals are 95 % bootstrap.
 """
 
 import argparse
@@ -27,22 +27,23 @@ from adytum.benchmarks.channel.arms import Arm
 from adytum.benchmarks.channel.engine import engine_process
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.channel.measure import Load
-from adytum.benchmarks.channel.processes import free_port, many_files, python, wait_for
+from adytum.benchmarks.load.load import ehbp_configuration
+from adytum.benchmarks.processes import free_port, many_files, python, wait_for
 from adytum.benchmarks.runfile import stats
 from adytum.inference.channel import keyconfig
 from adytum.inference.channel.hpke import KemId
 
-# Saturated single writes meet in one read: only the paced load is judged as "one by one".
 Raw = dict[str, dict[str, list[float]]]
 """Measurement, arm, one value per repetition."""
 
+# When saturated, single writes merge in one read, so only the paced load has a target for "one by one".
 _LOADS = {
     "one by one, paced": Load(64, 100, 10, 1),
     "one by one, saturated": Load(64, 300, 0, 1),
     "together (16), saturated": Load(64, 800, 0, 16),
 }
 _SLOW_EVENTS = 240
-"""At most, of each of LiteLLM's streams: with as many as the others have, it would take minutes."""
+"""The most for each of LiteLLM's streams: with as many as the others it would take minutes."""
 OHTTP = "OHTTP "
 
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints the table, writes the file. 1 where an arm's answer was not what the engine sent."""
+    """Measures, prints the table and writes the file. Returns exit status 0."""
     many_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found = runner.run(_run(arguments))
@@ -109,10 +110,7 @@ def gateway_arms(port: int, pid: int) -> list[Arm]:
     offered = fetched("/.well-known/ohttp-gateway")
     found = [Arm(OHTTP + item.kem.name, port, pid, arms.oblivious(item)) for item in offered]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/.well-known/hpke-keys") as answer:
-        announced = answer.read()
-    configuration = keyconfig.KeyConfiguration.decode(announced)
-    if configuration is None:
-        configuration = keyconfig.decode_list(announced)[0]
+        configuration = ehbp_configuration(answer.read())
     return [*found, Arm("EHBP " + configuration.kem.name, port, pid, arms.ehbp_arm(configuration))]
 
 
@@ -129,7 +127,7 @@ async def _once(arm: Arm, quick: bool) -> dict[str, float]:
 
 
 async def _idle(raw: Raw, count: int, repetitions: int) -> None:
-    # A fresh process each time: an allocator keeps what a stream before had.
+    # A fresh process each time, because an allocator keeps the memory of earlier streams.
     for _ in range(repetitions):
         with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
             folder = Path(name)
@@ -148,7 +146,7 @@ async def _idle(raw: Raw, count: int, repetitions: int) -> None:
 def table(raw: Raw, kems: dict[str, float]) -> list[str]:
     """The lines: median and interval, per second and core, ratios to the peers, each target with its verdict.
 
-    "open": the interval has the target inside.
+    "open": the target is inside the interval.
     """
     lines = [f"{'':<28} {'arm':<26} {'median [95 %]':>30} {'per s and core':>15}"]
     for name in (*_LOADS, "request"):
@@ -193,7 +191,7 @@ def _verdicts(raw: Raw, kems: dict[str, float]) -> list[str]:
 
 
 def _side(low: float, high: float, limit: float) -> bool | None:
-    """Whether what should be at most `limit` is; None where the interval has it inside."""
+    """Whether a value that should be at most `limit` is; None if the limit is inside the interval."""
     return None if low <= limit < high else high <= limit
 
 
@@ -206,7 +204,7 @@ def _estimate(values: Sequence[float]) -> stats.Estimate:
 
 
 def _ratio(a: Sequence[float], b: Sequence[float]) -> stats.Estimate:
-    """How many times `a`'s median `b`'s is. Repetition i of both ran next to each other."""
+    """The median of `b` over that of `a`. Repetition i of both ran next to each other."""
 
     def statistic(mine: Sequence[int], theirs: Sequence[int]) -> float:
         return _median([b[place] for place in theirs]) / _median([a[place] for place in mine])

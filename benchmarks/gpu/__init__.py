@@ -1,1 +1,1 @@
-"""The real models' shapes on a real GPU, in pieces that fit a short loan of one."""
+"""The real models' shapes on a real GPU, in steps that fit a short loan of one."""

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a step failed, 3 call again."""
+    """Returns the exit status: 0 done, 1 a step failed, 3 call again."""
     parser = argparse.ArgumentParser(prog="python -m adytum.benchmarks.gpu", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="download the wheels and cut them into pieces (needs a package index)")
@@ -22,12 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="take the next steps on the GPU machine")
     run.add_argument("--pieces", type=Path, default=Path("pieces"))
     run.add_argument("--work", type=Path, default=Path("/tmp/adytum-gpu"), help="environments and models")
-    run.add_argument("--out", type=Path, required=True, help="results, and which steps are done")
+    run.add_argument("--out", type=Path, required=True, help="results, and the list of finished steps")
     run.add_argument("--limit-s", type=float, default=570.0, help="of this call")
     run.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    run.add_argument("--small", action="store_true", help="small shapes: does it work at all")
+    run.add_argument("--small", action="store_true", help="small shapes, to try whether it works")
     run.add_argument("--sandbox", choices=["full", "none"], default="full")
-    run.add_argument("--gateway-python", type=Path, help="an environment that is there already")
+    run.add_argument("--gateway-python", type=Path, help="an existing environment")
     run.add_argument("--engine-python", type=Path, help="likewise")
     run.add_argument("--port", type=int, default=8099)
     options = parser.parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             small=options.small,
             sandbox=options.sandbox,
-            # Not resolved: an environment's interpreter is a link, and its place is what makes it one.
+            # Not resolved: an environment's interpreter is a link, whose place tells Python its environment.
             gateway=options.gateway_python and options.gateway_python.absolute(),
             engine=options.engine_python and options.engine_python.absolute(),
             port=options.port,
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """A line at once: a call that is cut off shall have said how far it came."""
+    """Prints a line at once, so that the output of an interrupted call shows its progress."""
     sys.stdout.write(f"[gpu] {text}\n")
     sys.stdout.flush()
 

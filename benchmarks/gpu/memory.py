@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import click
-import pynvml
+import pynvml  # type: ignore[import-untyped]  # NVIDIA ships no types.
 
 from adytum.inference.core.config import load
 from adytum.inference.engine.placement import placement, shapes

@@ -1,6 +1,7 @@
-"""Wheels for a machine without a network, in pieces that a narrow channel carries.
+"""Wheels for a machine without a network, in pieces small enough for a narrow channel.
 
-`pack` runs where a package index answers; `join` on the other side, where it checks every byte. Standard library only.
+`pack` runs on a machine with a package index, and `join`, which checks every byte, on the other one. Standard library
+only.
 """
 
 import hashlib
@@ -13,16 +14,16 @@ PIECE = 60_000_000
 """Bytes."""
 INDEX = "pieces.json"
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(5, 40)]
-# pip compares the names as they are, so every one that a wheel may carry is given.
+# pip compares the names literally, so every name that a wheel may have is listed.
 PLATFORMS = [*_PLATFORMS, "manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", "linux_x86_64"]
 
 
 class PiecesError(Exception):
-    """Something is missing or is not what was packed. The message says which."""
+    """A piece is missing or is not what was packed. The message says which."""
 
 
 def download(requirements: Path, folder: Path, python: str) -> None:
-    """All wheels of a pinned list for that Python ("3.12") on Linux x86-64. Raises `PiecesError`."""
+    """Downloads all wheels of a pinned list for that Python ("3.12") on Linux x86-64. Raises `PiecesError`."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", python, "--implementation", "cp", "--dest", str(folder), "-r", str(requirements)]
     for abi in ("cp" + python.replace(".", ""), "abi3", "none"):
@@ -34,11 +35,11 @@ def download(requirements: Path, folder: Path, python: str) -> None:
 
 
 def cut(wheels: Path, out: Path, size: int = PIECE) -> int:
-    """Writes each wheel of `wheels` as pieces of at most `size` bytes, and the index. Returns how many pieces."""
+    """Writes each wheel of `wheels` as pieces of at most `size` bytes, and the index. Returns the number of pieces."""
     out.mkdir(parents=True, exist_ok=True)
     index = {}
     for wheel in sorted(wheels.glob("*.whl")):
-        names = []
+        names: list[str] = []
         with wheel.open("rb") as file:
             while block := file.read(size):
                 names.append(f"{wheel.name}.{len(names):03}")
@@ -51,11 +52,11 @@ def cut(wheels: Path, out: Path, size: int = PIECE) -> int:
 
 
 def join(pieces: Path, wheels: Path) -> int:
-    """Puts the wheels together again, those that are not there yet. Returns how many. Raises `PiecesError`."""
+    """Joins the pieces of wheels that are not in `wheels` yet. Returns the number of wheels. Raises `PiecesError`."""
     try:
         index = json.loads((pieces / INDEX).read_text())
     except (OSError, ValueError) as error:
-        raise PiecesError(f"{pieces / INDEX} cannot be read: carry the index too ({error})") from error
+        raise PiecesError(f"{pieces / INDEX} cannot be read: copy the index too ({error})") from error
     missing = [name for entry in index.values() for name in entry["pieces"] if not (pieces / name).exists()]
     if missing:
         raise PiecesError(f"{len(missing)} pieces are missing in {pieces}, the first is {missing[0]}")
@@ -68,7 +69,9 @@ def join(pieces: Path, wheels: Path) -> int:
                     file.write((pieces / piece).read_bytes())
             if _digest(target) != entry["sha256"]:
                 target.unlink()
-                raise PiecesError(f"{name} is not what was packed: carry {entry['pieces'][0]} and what follows again")
+                raise PiecesError(
+                    f"{name} is not what was packed: copy {entry['pieces'][0]} and its later pieces again"
+                )
     return len(index)
 
 

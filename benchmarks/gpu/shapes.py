@@ -1,9 +1,9 @@
 """Model folders of the published shapes without weights: `config.json` and a tokenizer of the right vocabulary.
 
 vLLM fills them with random numbers (`--load-format dummy`): speed and memory are the real models', the text is noise.
-The tokenizers know one word for each token, so that a prompt of so many random tokens stays that long when its text is
-tokenized again. Values: the models' published `config.json`. `small` has the same architectures in a size for a CPU.
-Standard library only.
+The tokenizers have one word for each token, so that a prompt of random tokens keeps its length if its text is tokenized
+again. Values: the models' published `config.json`. `small` has the same architectures in a size for a CPU. Standard
+library only.
 """
 
 import json
@@ -47,7 +47,7 @@ LLAMA: dict[str, Any] = {
     },
     **_IDS,
 }
-# The language model alone: the vision tower is 0.42 of 27.4 billion parameters, and text does not pass through it.
+# Only the language model: the vision tower has 0.42 of 27.4 billion parameters, and text does not pass through it.
 GEMMA: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
@@ -86,7 +86,7 @@ E5: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "torch_dtype": "float16",
     **_IDS,
-    # RoBERTa counts positions from behind it.
+    # RoBERTa's positions start after it.
     "pad_token_id": 1,
     "bos_token_id": 0,
 }
@@ -105,7 +105,7 @@ _SMALL = {
 
 @dataclass(frozen=True)
 class Model:
-    """One model of the run. `arguments`: of vLLM, beside what the backend gives."""
+    """One model of the run. `arguments`: vLLM's, in addition to the backend's."""
 
     name: str
     task: str
@@ -114,7 +114,7 @@ class Model:
 
     @property
     def id(self) -> str:
-        """As the backend serves it: nobody shall take it for the real one."""
+        """The id that the backend serves; the prefix keeps it apart from the real model's."""
         return f"random/{self.name}"
 
     def small(self) -> "Model":
@@ -136,7 +136,7 @@ MODELS = (
 
 
 def write(model: Model, folder: Path) -> None:
-    """A folder that vLLM, and `adytum models plan`, take for the model's."""
+    """Writes a folder that vLLM and `adytum models plan` accept as the model's."""
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "config.json", model.config)
     _save(folder / "tokenizer.json", tokenizer(model.config["vocab_size"]))
@@ -145,7 +145,7 @@ def write(model: Model, folder: Path) -> None:
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, **names}
     _save(folder / "tokenizer_config.json", about | ({"chat_template": _TEMPLATE} if model.task == "generate" else {}))
     if model.task == "embed":
-        # What makes it an embedding model, as sentence-transformers saves it.
+        # These files make it an embedding model, as sentence-transformers saves one.
         parts = ("Transformer", "Pooling", "Normalize")
         folders = ("", "1_Pooling", "2_Normalize")
         modules = [
@@ -161,7 +161,7 @@ def write(model: Model, folder: Path) -> None:
 
 
 def tokenizer(size: int) -> dict[str, Any]:
-    """A `tokenizer.json` of `size` words between white space: "w5", "w6", ... behind the special ones."""
+    """A `tokenizer.json` of `size` words, separated by white space: the special ones, then "w5", "w6", ..."""
     words = [*SPECIALS, *(f"w{number}" for number in range(len(SPECIALS), size))]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {

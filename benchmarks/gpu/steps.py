@@ -1,7 +1,7 @@
-"""The run on a GPU machine, in steps that each fit into one call of a few minutes; what is done is not done again.
+"""The run on a GPU machine, in steps that each fit into one call of a few minutes. A finished step is not repeated.
 
-Everything before `install` is the standard library, since the machine starts bare. Results are files in OUT, and
-`state.json` there says which steps are done. A step that fails is not marked, and the next call begins with it.
+Everything before `install` uses the standard library only, because the machine starts bare. Results are files in OUT,
+and `state.json` there lists the finished steps. A step that fails is not listed, and the next call begins with it.
 """
 
 import json
@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adytum.benchmarks.gpu import pieces, shapes
@@ -61,12 +62,12 @@ arguments = {arguments}
 
 
 class StepError(Exception):
-    """A step could not be taken. The message says what to do."""
+    """A step failed. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """`small`: small shapes, for a machine without a GPU. `gateway`, `engine`: interpreters that are there already."""
+    """`small`: small shapes, for a machine without a GPU. `gateway`, `engine`: existing interpreters."""
 
     pieces: Path
     work: Path
@@ -93,7 +94,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """`seconds`: what it may take at most; it is not begun where less is left."""
+    """`seconds`: the longest time that it may take; it does not begin if less is left."""
 
     name: str
     seconds: float
@@ -101,7 +102,7 @@ class Step:
 
 
 def steps(options: Options) -> list[Step]:
-    """All of them, in order."""
+    """All steps, in order."""
     found = []
     if options.gateway is None or options.engine is None:
         found.append(Step("install", 420, install))
@@ -111,12 +112,12 @@ def steps(options: Options) -> list[Step]:
     for model in options.models():
         for levels in options.concurrency:
             name = f"serve-{model.name}-{'-'.join(map(str, levels))}"
-            found.append(Step(name, 540, lambda opts, m=model, at=levels, n=name: serve(opts, m, at, n)))  # type: ignore[misc]
+            found.append(Step(name, 540, partial(serve, model=model, levels=levels, name=name)))
     return found
 
 
 def run(options: Options, limit: float, say: Callable[[str], None]) -> bool:
-    """Takes steps until `limit` seconds are used. Returns whether all are done. Raises `StepError`."""
+    """Runs steps until `limit` seconds are used. Returns whether all are done. Raises `StepError`."""
     options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.out / "state.json"
@@ -139,7 +140,7 @@ def run(options: Options, limit: float, say: Callable[[str], None]) -> bool:
 
 
 def install(options: Options) -> None:
-    """Two environments from the carried wheels: the gateway's, and the engines' over the machine's own torch."""
+    """Makes two environments from the copied wheels: the gateway's, and the engines' over the machine's own torch."""
     wheels = options.work / "wheels"
     pieces.join(options.pieces, wheels)
     here = ROOT / "benchmarks" / "gpu"
@@ -149,25 +150,25 @@ def install(options: Options) -> None:
         _run([sys.executable, "-m", "venv", *more, str(venv)])
         pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         _run([*pip, "--find-links", str(wheels), "-r", str(here / f"{name}.txt")])
-    # The project itself, as it lies here.
+    # The project itself, from this checkout.
     site = next((options.work / "gateway" / "lib").glob("python3.*")) / "site-packages"
     (site / "adytum-checkout.pth").write_text(f"{ROOT}\n")
-    # Says at once what the large wheels that were left behind are missed by.
+    # Fails at once if a large wheel that was not copied turns out to be needed.
     _run([str(options.engine_python), "-c", "import torch, vllm; print(vllm.__version__, torch.__version__)"])
 
 
 def write_shapes(options: Options) -> None:
-    """The models' folders."""
+    """Writes the models' folders."""
     for model in options.models():
         shapes.write(model, options.work / "models" / model.name)
 
 
 def states(options: Options) -> None:
-    """What the backend's own code says of this machine: preflight, also with --require cc-on, and devices' reports."""
+    """Records the backend's view of this machine: preflight, also with --require cc-on, and the devices' reports."""
     asked = {
-        "preflight.txt": "inference preflight",
-        "preflight-cc-on.txt": "inference preflight --require cc-on",
-        "collect.txt": f"attestation collect --cpu none --gpus nvidia --nonce {'00' * 32}",
+        "preflight.txt": "adytum.inference preflight",
+        "preflight-cc-on.txt": "adytum.inference preflight --require cc-on",
+        "collect.txt": f"adytum.attestation collect --cpu none --gpus nvidia --nonce {'00' * 32}",
     }
     for name, words in asked.items():
         command = [str(options.gateway_python), "-m", *words.split()]
@@ -179,7 +180,7 @@ def states(options: Options) -> None:
 
 
 def transfer(options: Options) -> None:
-    """The parts of CC's tax; here with CC off."""
+    """Measures the parts of CC's tax; here with CC off."""
     command = [
         str(options.gateway_python),
         "-m",
@@ -192,7 +193,7 @@ def transfer(options: Options) -> None:
 
 
 def serve(options: Options, model: shapes.Model, levels: tuple[int, ...], name: str) -> None:
-    """The backend with one model, driven plaintext and sealed in turns."""
+    """Drives the backend with one model, plaintext and sealed in turns."""
     config = options.work / f"{name}.toml"
     runtime = options.work / "run"
     runtime.mkdir(exist_ok=True, mode=0o700)

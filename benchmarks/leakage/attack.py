@@ -1,14 +1,14 @@
 """An attacker who knows the service and tells topics by an answer's sizes and times (`benchmarks/leakage/leakage.py`).
 
-He has asked the same service the same page of questions, and has labelled traces of it. Two cases:
+The attacker has asked the same service the same page of questions, and has labelled traces of the answers. Two cases:
 
-- known: he has had the answer before, by another wording of its question (folds hold out wordings);
-- unseen: he never had this answer, only others of its topic (folds hold out questions).
+- known: the attacker has had the answer before, for another wording of its question (folds hold out wordings);
+- unseen: the attacker has never had this answer, only others of its topic (folds hold out questions).
 
-One classifier for all topics (extremely randomised trees), each trace scored by one that never saw its fold. Reported
+One classifier for all topics (extremely randomised trees) scores each trace without having seen its fold. The results
 are the means over topics of ROC AUC and AUPRC, each topic against all others, with 95 % bootstrap intervals over
-questions (traces of one question are alike, so they are drawn together). "Guessing" is the same attacker on labels that
-were shuffled: what he gets from nothing, with cross-validation's own bias.
+questions (traces of one question are alike, so they are drawn together). "Guessing" is the same attacker with shuffled
+labels: the score without any information, including cross-validation's own bias.
 """
 
 import warnings
@@ -27,12 +27,12 @@ Labels = NDArray[np.int64]
 _SEED = 20261123
 _FOLDS = 5
 _TREES = 100
-_FIRST = 16  # Writes at an answer's start that all traces have; a later one would also tell how many there are.
+_FIRST = 16  # Writes at an answer's start that all traces have; a later one would also tell their number.
 _MOST = 160
 _RESAMPLES = 300
 _SHUFFLES = 8
 FEATURES = ("sizes", "amount", "times", "all")
-"""`sizes`: of the first writes. `amount`: how many writes and bytes. `times`: gaps, to the first write, to the last."""
+"""`sizes`: of the first writes. `amount`: the number of writes and of bytes. `times`: gaps, first write, last write."""
 
 HEAD = (
     f"{'protocol':>8} {'shape':>18} {'attacker':>8} {'sees':>7} {'ROC AUC [95 %]':>22} {'AUPRC [95 %]':>22} "
@@ -78,7 +78,7 @@ def rows(seen: Sequence[Seen]) -> Iterator[str]:
 
 def matrix_of(seen: Sequence[Seen], features: str) -> Matrix:
     """A row of numbers for each trace. Raises `ValueError` for features that are not in `FEATURES`."""
-    rows = []
+    rows: list[Sequence[float]] = []
     for item in seen:
         gaps = np.diff(item.times) if len(item.times) > 1 else np.zeros(1)  # One write has no gap.
         sizes = [*item.sizes[:_FIRST], *[0] * (_FIRST - len(item.sizes))]
@@ -98,7 +98,7 @@ def matrix_of(seen: Sequence[Seen], features: str) -> Matrix:
 
 
 def _long(values: Sequence[float] | Matrix) -> list[float]:
-    """The first `_MOST` values, zeros behind them."""
+    """The first `_MOST` values, padded with zeros."""
     return [*values[:_MOST], *[0.0] * (_MOST - len(values))]
 
 
@@ -108,7 +108,7 @@ def _numbered(names: Sequence[str]) -> Labels:
 
 
 def scored(matrix: Matrix, topics: Labels, groups: Labels) -> Matrix:
-    """For each trace and topic how likely it is, said by a classifier that saw nothing of the trace's group."""
+    """The likelihood of each topic for each trace, from a classifier that never saw the trace's group."""
     scores = np.zeros((len(topics), topics.max() + 1))
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=_SEED)
     for train, test in folds.split(matrix, topics, groups):
@@ -132,7 +132,7 @@ def measured(topics: Labels, scores: Matrix, weights: Matrix | None = None) -> t
 
 
 def _interval(topics: Labels, scores: Matrix, questions: Labels) -> tuple[Matrix, Matrix]:
-    """95 % bootstrap interval of ROC AUC and AUPRC: questions are drawn, with all their traces."""
+    """The 95 % bootstrap interval of ROC AUC and AUPRC: questions are drawn with all their traces."""
     rng = np.random.default_rng(_SEED)
     count = questions.max() + 1
     found = []
@@ -144,7 +144,7 @@ def _interval(topics: Labels, scores: Matrix, questions: Labels) -> tuple[Matrix
 
 
 def _guessing(matrix: Matrix, topics: Labels, groups: Labels, together: Labels | None) -> list[tuple[float, float]]:
-    """The same attack on shuffled labels. `together`: groups that keep one label, where the folds hold them out."""
+    """The same attack on shuffled labels. `together`: groups that keep one label, if the folds hold groups out."""
     rng = np.random.default_rng(_SEED)
     found = []
     for _ in range(_SHUFFLES):
@@ -154,7 +154,7 @@ def _guessing(matrix: Matrix, topics: Labels, groups: Labels, together: Labels |
             of_group = np.array([topics[together == group][0] for group in range(together.max() + 1)])
             shuffled = rng.permutation(of_group)[together]
         with warnings.catch_warnings():
-            # Shuffled topics do not fill every fold evenly, which is what is wanted.
+            # Shuffled topics do not fill every fold evenly, as intended.
             warnings.simplefilter("ignore", UserWarning)
             found.append(measured(shuffled, scored(matrix, shuffled, groups)))
     return found

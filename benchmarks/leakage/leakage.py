@@ -1,18 +1,17 @@
-"""What the network learns of a stream from sizes and times: traces of real answers, and an attacker who learns topics.
+"""What the network learns about a stream from sizes and times: traces of real answers, and an attacker on topics.
 
     python -m adytum.benchmarks.leakage.leakage [--protocols ohttp ehbp] [--wordings 10] [--out FILE]
-    python -m adytum.benchmarks.leakage.leakage --traces FILE         (the attack again on traces recorded before)
+    python -m adytum.benchmarks.leakage.leakage --traces FILE         (only the attack, on recorded traces)
 
 One demo engine (vLLM) answers every wording of every question of docs/faq.md, over one gateway per shape of answers
-(`inference/channel/shaping.py`); each question goes to all gateways in turn before the next one. A trace is what a
-network sees of the answer: the size and the time of each write (HTTP's own chunks; TLS would show the same and a
-constant). The attacker of `benchmarks/leakage/attack.py` tells the page's eight sections, its topics, apart.
+(`inference/channel/shaping.py`); each question goes to all gateways in turn before the next one. A trace is what the
+network sees of an answer: the size and the time of each write (HTTP's own chunks; TLS would add a constant to each).
+The attacker of `benchmarks/leakage/attack.py` distinguishes the page's eight sections, its topics.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
 import re
 import socket
 import time
@@ -26,6 +25,8 @@ import h11
 
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.leakage import attack
+from adytum.benchmarks.load.load import ehbp_configuration
+from adytum.benchmarks.processes import python, wait_for
 from adytum.benchmarks.runfile import stats
 from adytum.deploy.demo import faq
 from adytum.deploy.demo.processes import ROOT, backend
@@ -38,13 +39,13 @@ from adytum.inference.channel.shaping import Cells
 MODEL = "demo/llama-awq"
 PATH = "/v1/chat/completions"
 SOCKET = ROOT / "var" / "run" / "demo-llama-awq" / "engine.sock"
-# The demo's engine makes a token of some 230 bytes in 2 to 3 ms, so a cell has room for twice what 10 ms bring. All
+# The demo's engine makes a token of about 230 bytes in 2 to 3 ms, so a cell has room for twice the bytes of 10 ms. All
 # answers of the page end within the 32 cells of 320 ms.
 SHAPES: dict[str, Shape] = {
     "off": Padding.OFF,
     "pad": Padding.PAD,
     "constant": Cells(2048, 32, 0.01),
-    # So short that answers differ in their number of cells: what the doubling leaves to see.
+    # So short that answers differ in their number of cells: this shows what the doubling leaks.
     "constant, least 4": Cells(2048, 4, 0.01),
 }
 _JSON = ((b"content-type", b"application/json"),)
@@ -54,7 +55,7 @@ _SECONDS = 30
 
 @dataclass
 class Trace:
-    """One answer. `times`, `words`: seconds since the request was sent; of the writes, and of the words that came."""
+    """One answer. `times`, `words`: seconds from the sending of the request to each write, and to each word."""
 
     protocol: str
     shape: str
@@ -69,7 +70,7 @@ class Trace:
 
 
 def questions(page: Path) -> list[tuple[str, faq.Entry]]:
-    """Each entry with its topic, the section that it stands in."""
+    """Each entry with its topic, which is its section."""
     entries = {entry.question: entry for entry in faq.load(page)}
     topic, found = "", []
     for line in page.read_text().splitlines():
@@ -81,17 +82,17 @@ def questions(page: Path) -> list[tuple[str, faq.Entry]]:
 
 
 class Client:
-    """Asks one gateway, over a connection of its own, and notes what the network sees of the answer."""
+    """Asks one gateway, with a connection for each request, and records what the network sees of the answer."""
 
     def __init__(self, protocol: str, port: int) -> None:
         self._port = port
         self._protocol = protocol
         configurations = keyconfig.decode_list(self._get("/.well-known/ohttp-gateway"))
         self._configuration = configurations[0]
-        self._key = keyconfig.KeyConfiguration.decode(self._get("/.well-known/hpke-keys")).public_key
+        self._key = ehbp_configuration(self._get("/.well-known/hpke-keys")).public_key
 
     def ask(self, body: bytes, trace: Trace) -> None:
-        """Raises `RuntimeError` where the answer is not a whole stream."""
+        """Fills `trace` with one answer. Raises `RuntimeError` if it is not a complete stream."""
         if self._protocol == "ohttp":
             sealer = ohttp.RequestSealer(ohttp.CHUNKED, self._configuration)
             message = bhttp.encode(RequestHead("POST", "https", "backend", PATH, _JSON), body)
@@ -112,7 +113,7 @@ class Client:
             sequence = ehbp.response_sequence(context.export(b"ehbp response", 32), enc, nonce)
             contents = [_frames(sequence, data) for data, _ in writes]
         if b"data: [DONE]" not in b"".join(contents)[-100_000:]:
-            raise RuntimeError(f"not a whole stream: {b''.join(contents)[:200]!r}")
+            raise RuntimeError(f"not a complete stream: {b''.join(contents)[:200]!r}")
         for content, (data, when) in zip(contents, writes, strict=True):
             trace.sizes.append(len(data))
             trace.times.append(when)
@@ -159,7 +160,7 @@ class Client:
 
 
 def _frames(sequence: hpke.Sequence, data: bytes) -> bytes:
-    """The plaintext of one write, which has whole frames only."""
+    """The plaintext of one write, which contains whole frames only."""
     found, at = b"", 0
     while at < len(data):
         end = at + 4 + int.from_bytes(data[at : at + 4], "big")
@@ -170,37 +171,18 @@ def _frames(sequence: hpke.Sequence, data: bytes) -> bytes:
 
 @contextlib.contextmanager
 def gateways(port: int) -> Iterator[dict[str, int]]:
-    """A gateway for each shape, in front of the one engine; gives their ports."""
-    spawn = multiprocessing.get_context("spawn")
+    """A gateway for each shape, in front of the one engine. Yields their ports."""
     ports = {name: port + at for at, name in enumerate(SHAPES)}
-    processes = [
-        spawn.Process(target=gateway_process, args=(str(SOCKET), ports[name], shape), daemon=True)
-        for name, shape in SHAPES.items()
-    ]
-    try:
-        for process in processes:
-            process.start()
-        for value in ports.values():
-            _wait_for(value)
+    with contextlib.ExitStack() as stack:
+        for name, shape in SHAPES.items():
+            stack.enter_context(python(gateway_process, str(SOCKET), ports[name], shape))
+        if not all(wait_for(value, 30) for value in ports.values()):
+            raise SystemExit("a gateway did not start")
         yield ports
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit("a gateway did not start")
 
 
 def record(options: argparse.Namespace) -> list[Trace]:
-    """All traces, every wording over every shape and protocol before the next."""
+    """All traces: each wording with every shape and protocol before the next wording."""
     asked = [
         (topic, entry.question, wording)
         for topic, entry in questions(ROOT / "docs" / "faq.md")
@@ -240,7 +222,7 @@ def _body(wording: str, seed: int) -> bytes:
 
 
 def costs(traces: list[Trace]) -> str:
-    """What each shape costs beside `off`: bytes, time to the first word, gaps between words, the answer's time."""
+    """What each shape costs compared with `off`: bytes, time to first word, gaps between words, the answer's time."""
     lines = [
         f"{'protocol':>8} {'shape':>18} {'bytes':>8} {'of content':>10} {'TTFT ms p50/p99':>16} "
         f"{'gap ms p50/p99':>15} {'last word ms p50':>16} {'end ms p50':>10}"
@@ -269,13 +251,13 @@ def _two(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Records (or reads) the traces, prints costs and what the attacker learns."""
+    """Records or reads the traces, and prints the costs and what the attacker learns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--protocols", nargs="+", choices=["ohttp", "ehbp"], default=["ohttp", "ehbp"])
     parser.add_argument("--wordings", type=int, default=10, help="of each question, at most")
     parser.add_argument("--port", type=int, default=18080)
     parser.add_argument("--out", type=Path, default=ROOT / "var" / "bench" / "leakage.json")
-    parser.add_argument("--traces", type=Path, help="recorded before: only the attack is run")
+    parser.add_argument("--traces", type=Path, help="recorded traces: run only the attack")
     options = parser.parse_args()
     if options.traces is not None:
         found: list[dict[str, Any]] = json.loads(options.traces.read_text())

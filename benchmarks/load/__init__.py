@@ -1,1 +1,1 @@
-"""What makes load: our own client, vLLM's generator, and a relay that only copies bytes."""
+"""Load generation: our own client, vLLM's generator, and a relay that only copies bytes."""

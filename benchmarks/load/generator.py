@@ -19,7 +19,7 @@ _TASKS = {"chat": ("openai-chat", "/v1/chat/completions"), "embeddings": ("opena
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked. `tokenizer`: the model's folder or hub id. Lengths in tokens."""
+    """The requests of a load. `tokenizer`: the model's folder or hub id. Lengths are in tokens."""
 
     task: str
     model: str
@@ -28,7 +28,7 @@ class Load:
     output_tokens: int
 
     def flags(self, level: Level, requests: int, seed: int, url: str = "http://unused", salt: str = "") -> list[str]:
-        """Of `vllm bench serve`; all of them are kept in the run file. `salt`: see `load.body`."""
+        """The flags of `vllm bench serve`; the run file keeps all of them. `salt`: see `load.body`."""
         backend, endpoint = _TASKS[self.task]
         flags = ["--backend", backend, "--endpoint", endpoint, "--base-url", url]
         flags += ["--model", self.model, "--tokenizer", self.tokenizer]
@@ -38,12 +38,12 @@ class Load:
         flags += ["--extra-body", json.dumps({"cache_salt": salt})] if self.task == "chat" and salt else []
         flags += ["--max-concurrency", f"{level.value:.0f}"] if level.kind == "closed" else []
         flags += ["--request-rate", f"{level.value:g}"] if level.kind == "poisson" else []
-        # The warm-up is a load of its own, and a test request would be one more than the other arms get.
+        # The warm-up is a separate load, and a test request would be one more than the other arms get.
         return [*flags, "--num-warmups", "0", "--ready-check-timeout-sec", "0", "--disable-tqdm", "--save-detailed"]
 
 
 class Generator:
-    """A running one."""
+    """A running generator."""
 
     def __init__(self, process: "subprocess.Popen[str]", folder: Path, log: Path) -> None:
         self._process = process
@@ -54,7 +54,7 @@ class Generator:
     def load(self, flags: list[str]) -> tuple[list[Request], float]:
         """The requests of one load, and its wall time in seconds. Raises `Unusable`."""
         found = self._do("load", flags)
-        # Embeddings have no start times and no tokens: an answer is one piece.
+        # Embeddings have no start times and no tokens, because an answer is one piece.
         count = len(found["latencies"])
         starts = found["start_times"] or [None] * count
         first = min((start for start in starts if start is not None), default=0.0)
@@ -73,7 +73,7 @@ class Generator:
         return requests, found["duration"]
 
     def prompts(self, flags: list[str]) -> list[str]:
-        """What a load of these flags would ask. Raises `Unusable`."""
+        """The prompts that a load with these flags would send. Raises `Unusable`."""
         found: list[str] = self._do("prompts", flags)
         return found
 
@@ -95,9 +95,9 @@ class Generator:
 
 @contextlib.contextmanager
 def running(python: Path, api_key: str = "") -> Iterator[Generator]:
-    """A generator under the engines' `python`. Raises `Unusable` where that has no vllm."""
+    """A generator under the engines' `python`. Raises `Unusable` if that has no vllm."""
     if not python.exists():
-        raise Unusable(f"{python} is not there; `make engine-env` makes the engines' environment")
+        raise Unusable(f"{python} is missing; `make engine-env` makes the engines' environment")
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PATH": os.environ["PATH"]}
     quiet |= {"OPENAI_API_KEY": api_key} if api_key else {}
     with tempfile.TemporaryDirectory() as folder:

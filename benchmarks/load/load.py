@@ -1,7 +1,7 @@
-"""Our own load: for arms that no maintained generator reaches (EHBP, gateways of another shape), and to check one.
+"""Our own load generator: for arms that no maintained one reaches (EHBP, gateways of another shape), and to check one.
 
-Plaintext: HTTP to the engine's own Unix socket. Sealed and Ehbp: to the gateway. All read the same way with the same
-library, so the difference is what the channel and the gateway cost, the client's opening included.
+Plaintext: HTTP to the engine's own Unix socket. Sealed and Ehbp: to the gateway. All read answers the same way with the
+same library, so the difference is the cost of the channel and the gateway, including the client's opening.
 """
 
 import asyncio
@@ -30,42 +30,42 @@ _LENGTH = 4
 
 @dataclass
 class Sample:
-    """One request: times in seconds from its start, when each event of the answer with content arrived."""
+    """One request. `arrivals`: seconds from its start to each event of the answer with content."""
 
     arrivals: list[float] = field(default_factory=list)
     tokens: int = 0
     total: float = 0.0
     pieces: list[tuple[int, bytes]] | None = None
-    """Where a list is given: each piece as it came, with the monotonic clock's nanoseconds."""
+    """If it is a list: each piece as it arrived, with the monotonic clock's nanoseconds."""
     start: float = 0.0
-    """Of the request, from the load's own start."""
+    """The request's start, from the load's own start."""
     prompt_tokens: int = 0
     error: str = ""
 
     @property
     def ttft(self) -> float:
-        """Time to first token: to the first event with content."""
+        """Time to first token: until the first event with content."""
         return self.arrivals[0]
 
     @property
     def gaps(self) -> list[float]:
-        """Between consecutive events with content; 0 between those that came together."""
+        """Seconds between consecutive events with content; 0 between those that arrived together."""
         return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
 class Arm(Protocol):
-    """A way to ask."""
+    """A way to send requests."""
 
     name: str
 
     async def ask(self, body: bytes, sample: Sample) -> None:
-        """Sends one streamed chat and fills `sample`. Raises where the answer is not complete."""
+        """Sends one streamed chat and fills `sample`. Raises `RuntimeError` if the answer is not complete."""
 
     async def close(self) -> None: ...
 
 
 class _Events:
-    """Notes arrivals of content and the usage at the end, in what an SSE stream or a whole JSON answer brings."""
+    """Records the arrivals of content and the usage at the end, from an SSE stream or a whole JSON answer."""
 
     def __init__(self, sample: Sample, start: float, *, stream: bool = True) -> None:
         self._sample = sample
@@ -82,7 +82,7 @@ class _Events:
             return
         if words := data.count(_WORD):
             self._sample.arrivals += [time.perf_counter() - self._start] * words
-        # The usage event and [DONE] come last, with padding before and behind either.
+        # The usage event and [DONE] come last, with padding before and after each.
         window, self._tail = self._tail + data, (self._tail + data)[-4096:]
         self.done = self.done or b"data: [DONE]" in window
         if not self._sample.tokens and (at := window.find(_USAGE)) >= 0 and (end := window.find(b"\n", at)) >= 0:
@@ -102,7 +102,7 @@ class _Events:
 
 
 class Plaintext:
-    """To the engine's socket, or in the clear to `url`. `path`: what is asked for."""
+    """To the engine's socket, or in the clear to `url`. `path`: the API's path."""
 
     def __init__(self, socket: Path, url: str = "", *, path: str = PATH, api_key: str = "") -> None:
         self.name = "relay" if url else "plaintext"
@@ -128,7 +128,7 @@ class Plaintext:
 
 
 class Sealed:
-    """To the gateway, chunked Oblivious HTTP with the best offered KEM or the one given."""
+    """To the gateway, chunked Oblivious HTTP with the best offered KEM or a given one."""
 
     name = "sealed"
 
@@ -144,7 +144,8 @@ class Sealed:
 
     @classmethod
     async def connect(cls, url: str, kem: KemId | None = None, *, path: str = PATH, api_key: str = "") -> Self:
-        """With the announced keys. A load test of one's own backend; a client would take them from evidence."""
+        """With the announced keys, which is enough for a load test of one's own backend. A client takes them from
+        verified evidence."""
         async with aiohttp.ClientSession() as session, session.get(f"{url}/.well-known/ohttp-gateway") as answer:
             found = [item for item in keyconfig.decode_list(await answer.read()) if kem in (None, item.kem)]
             if not found:
@@ -194,9 +195,9 @@ class Ehbp:
 
     @classmethod
     async def connect(cls, url: str, *, path: str = PATH, api_key: str = "") -> Self:
-        """With the announced key, as `Sealed.connect`."""
+        """With the announced key, like `Sealed.connect`."""
         async with aiohttp.ClientSession() as session, session.get(f"{url}/.well-known/hpke-keys") as answer:
-            key = KeyConfiguration.decode(await answer.read()).public_key
+            key = ehbp_configuration(await answer.read()).public_key
         return cls(url, key, path=path, api_key=api_key)
 
     async def ask(self, body: bytes, sample: Sample) -> None:
@@ -225,10 +226,18 @@ class Ehbp:
         await self._session.close()
 
 
-def body(path: str, model: str, prompt: str, tokens: int, salt: str = "") -> bytes:
-    """A request as `vllm bench serve` makes it; `ignore_eos` makes every answer equally long.
+def ehbp_configuration(announced: bytes) -> KeyConfiguration:
+    """What `/.well-known/hpke-keys` announces. Raises `RuntimeError` if its suite is unknown here."""
+    configuration = KeyConfiguration.decode(announced)
+    if configuration is None:
+        raise RuntimeError("the gateway's EHBP key is of a suite that this client does not know")
+    return configuration
 
-    `salt`: of vLLM's cache of prefixes, so that a chat is computed anew. The gateway puts its own in its place.
+
+def body(path: str, model: str, prompt: str, tokens: int, salt: str = "") -> bytes:
+    """A request as `vllm bench serve` makes it. `ignore_eos` makes all answers equally long.
+
+    `salt`: for vLLM's prefix cache, so that a chat is computed anew. The gateway replaces it with its own.
     """
     if path == EMBEDDINGS:
         return json.dumps({"model": model, "input": prompt, "truncate_prompt_tokens": -1}).encode()
@@ -248,7 +257,7 @@ def body(path: str, model: str, prompt: str, tokens: int, salt: str = "") -> byt
 
 
 async def closed(arm: Arm, bodies: Sequence[bytes], concurrency: int) -> tuple[list[Sample], float]:
-    """All requests, `concurrency` at a time; the samples, and the wall time in seconds."""
+    """Sends all requests, `concurrency` at a time. Returns the samples and the wall time in seconds."""
     left = iter(bodies)
     samples: list[Sample] = []
     start = time.perf_counter()
@@ -262,10 +271,10 @@ async def closed(arm: Arm, bodies: Sequence[bytes], concurrency: int) -> tuple[l
 
 
 async def poisson(arm: Arm, bodies: Sequence[bytes], rate: float, seed: int) -> tuple[list[Sample], float]:
-    """All requests, at times of a Poisson process of `rate` per second, whatever is still unanswered.
+    """Sends all requests, at the times of a Poisson process of `rate` per second, however many are unanswered.
 
-    As `vllm bench serve` does, the times are stretched so that the last comes after (requests / rate) seconds: the load
-    is the same in each repetition.
+    As in `vllm bench serve`, the times are stretched so that the last is at (requests / rate) seconds, which makes the
+    load the same in each repetition.
     """
     rng = random.Random(seed)
     due = list(itertools.accumulate(rng.expovariate(1.0) for _ in bodies))

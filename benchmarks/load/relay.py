@@ -1,16 +1,17 @@
-"""A relay that copies bytes between TCP and a Unix socket and knows nothing of them: the least that any hop costs.
+"""A relay that copies bytes between TCP and a Unix socket without looking at them: the least that any hop costs.
 
-What `adytum.benchmarks.runs.serve` measures beyond it is the channel's and the gateway's own.
+What `adytum.benchmarks.runs.serve` measures beyond it is the cost of the channel and of the gateway.
 """
 
 import asyncio
 import contextlib
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import uvloop
+
+from adytum.benchmarks.processes import python
 
 
 class _Side(asyncio.Protocol):
@@ -63,11 +64,6 @@ def _serve(path: str, port: int) -> None:
 
 @contextlib.contextmanager
 def running(path: Path, port: int) -> Iterator[str]:
-    """A relay to the Unix socket `path`, in a process of its own; gives its URL."""
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(str(path), port), daemon=True)
-    process.start()
-    try:
+    """A relay to the Unix socket `path`, in a process of its own. Yields its URL."""
+    with python(_serve, str(path), port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.join(10)

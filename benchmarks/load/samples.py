@@ -5,7 +5,7 @@ from adytum.benchmarks.runfile.runfile import Request
 
 
 def request(sample: Sample) -> Request:
-    """Ends with the last event that has content, as `vllm bench serve` counts; an answer without events as it does."""
+    """Ends with the last event that has content, as in `vllm bench serve`; without events, with the answer's end."""
     first = sample.arrivals[0] if sample.arrivals else None
     last = sample.arrivals[-1] if sample.arrivals else sample.total
     return Request(

@@ -1,9 +1,10 @@
 """`vllm bench serve` kept running: its own parser and its own `main_async`, once for each line of standard input.
 
-Runs under the engines' Python, started by `generator`. Importing vllm takes several seconds of CPU, which a run of a
+`generator` starts this script under the engines' Python. Importing vllm takes several seconds of CPU, which a run of a
 hundred loads would spend a hundred times; and the CPU build's `vllm` command refuses to start at all.
 
-A line in is {"do": "load" | "prompts", "arguments": [...], "out": FILE}; a line out is {"error": null or a text}.
+A line of input is {"do": "load" | "prompts", "arguments": [...], "out": FILE}; a line of output is {"error": null or a
+text}.
 """
 
 import asyncio
@@ -18,14 +19,16 @@ _KEPT = ("duration", "input_lens", "output_lens", "ttfts", "itls", "latencies", 
 
 
 def mended(handler: type[Any]) -> type[Any]:
-    """vLLM's reader of streamed answers (`handler`), for streams with SSE comments, which is how answers are padded.
+    """vLLM's reader of streamed answers (`handler`), fixed for streams with SSE comments, which pad our answers.
 
-    vLLM strips each piece that it reads from the network of white space. Where a piece ends with a comment, that takes
-    the comment's end, the next event becomes part of the comment, and is dropped: seen as answers without tokens. No
-    comment of padding goes on with "data: " or ":", so these begin something new.
+    vLLM strips white space from each piece that it reads from the network. If a piece ends with a comment, this removes
+    the comment's end: the next event becomes part of the comment and is dropped, and the answer seems to have no
+    tokens. No comment of padding continues with "data: " or ":", so these begin something new.
     """
 
     class Mended(handler):  # type: ignore[misc]  # The class is only known under the engines' Python.
+        buffer: str
+
         def add_chunk(self, chunk_bytes: bytes) -> list[str]:
             if self.buffer.startswith(":") and chunk_bytes.startswith((b"data: ", b":")):
                 self.buffer = ""
@@ -36,9 +39,9 @@ def mended(handler: type[Any]) -> type[Any]:
 
 
 def main() -> None:
-    """Until standard input ends."""
+    """Works until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    # What vllm prints must not be taken for an answer.
+    # vllm's own output must not be taken for an answer.
     os.dup2(2, 1)
     import numpy
     from vllm.benchmarks.datasets import get_samples
@@ -67,7 +70,7 @@ def main() -> None:
                 found = asyncio.run(main_async(arguments))
                 result = {name: found.get(name) for name in _KEPT}
             Path(job["out"]).write_text(json.dumps(result))
-        except (Exception, SystemExit) as caught:  # Whatever it is, the other side has to hear of it.
+        except (Exception, SystemExit) as caught:  # Any failure is reported to the other side.
             error = f"{type(caught).__name__}: {caught}"
         answers.write(json.dumps({"error": error}) + "\n")
 

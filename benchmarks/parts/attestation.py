@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=60)
     options = parser.parse_args()
     if not options.vectors.is_dir():
-        raise SystemExit(f"{options.vectors} is not there; --vectors names the recorded evidence")
+        raise SystemExit(f"{options.vectors} is missing: --vectors names the folder of the recorded evidence")
     jobs = {
         "SEV-SNP, Milan": _snp(options.vectors, "milan-v3-azure-2", "milan"),
         "SEV-SNP, Genoa": _snp(options.vectors, "genoa-v3-azure", "genoa"),

@@ -1,21 +1,20 @@
-"""Evidence for many clients: nonces served per second of the gateway's CPU, and hardware reports used for them.
+"""Evidence for many clients: nonces answered per second of the gateway's CPU, and hardware reports used for them.
 
     python -m adytum.benchmarks.parts.evidence [--clients 64 512] [--seconds 5] [--collateral 0 70000]
 
 A gateway's evidence service in a process of its own, with a simulated CPU whose report takes 5 ms (assumed, not
-measured on hardware). Clients on keep-alive connections ask in a closed loop, each time on a new nonce. `--collateral`
-adds the bytes that real documents have (two manifests, OCSP answers, lists of revoked certificates).
+measured on hardware). Clients on keep-alive connections ask in a closed loop, each time with a new nonce.
+`--collateral` adds the size of real documents (two manifests, OCSP answers, lists of revoked certificates).
 """
 
 import argparse
 import asyncio
 import hashlib
 import multiprocessing
-import os
 import random
 import time
+from functools import partial
 from multiprocessing.sharedctypes import Synchronized
-from pathlib import Path
 from typing import cast
 
 import uvicorn
@@ -24,14 +23,14 @@ import uvloop
 from adytum.attestation.collect.rounds import Collector, NoGpus
 from adytum.attestation.document.evidence import Claims, Collateral, CpuEvidence, ModelClaim
 from adytum.attestation.simulated.device import SimulatedCpu
+from adytum.benchmarks.processes import cpu_ticks
 from adytum.inference.gateway.edge.evidence import EvidenceService
 
 REPORT_S = 0.005
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class _CountedCpu:
-    """The simulated CPU at a hardware's pace."""
+    """The simulated CPU at the pace of hardware."""
 
     def __init__(self, count: "Synchronized[int]") -> None:
         self._cpu = SimulatedCpu()
@@ -45,7 +44,7 @@ class _CountedCpu:
 
 
 class _Sized:
-    """Collateral of a given size; its content is never looked at here."""
+    """Collateral of a given size; its content does not matter here."""
 
     def __init__(self, size: int) -> None:
         self._collateral = Collateral(rims=(random.randbytes(size),)) if size else Collateral()
@@ -81,7 +80,7 @@ def _gateway(port: int, size: int, interval: float, count: "Synchronized[int]") 
         options = uvicorn.Config(
             evidence.handle,
             port=port,
-            interface="asgi3",  # Not guessed for a bound method.
+            interface="asgi3",  # uvicorn does not detect it for a bound method.
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -135,17 +134,12 @@ async def _load(port: int, clients: int, seconds: float) -> list[float]:
     latencies: list[float] = []
     transports = []
     for number in range(clients):
-        transport, _ = await loop.create_connection(lambda n=number: _Client(n, latencies), "127.0.0.1", port)  # type: ignore[misc]
+        transport, _ = await loop.create_connection(partial(_Client, number, latencies), "127.0.0.1", port)
         transports.append(transport)
     await asyncio.sleep(seconds)
     for transport in transports:
         transport.abort()
     return latencies
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def main() -> None:
@@ -169,10 +163,10 @@ def main() -> None:
             gateway.start()
             try:
                 time.sleep(2)
-                before, reports = _cpu(gateway.pid or 0), count.value
+                before, reports = cpu_ticks(gateway.pid or 0), count.value
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     found = sorted(runner.run(_load(options.port, clients, options.seconds)))
-                cpu, reports = _cpu(gateway.pid or 0) - before, count.value - reports
+                cpu, reports = cpu_ticks(gateway.pid or 0) - before, count.value - reports
             finally:
                 gateway.terminate()
                 gateway.join(10)

@@ -1,16 +1,14 @@
-"""What the gateway adds where nothing competes for the cores: a synthetic engine emits events at a set rate.
+"""What the gateway adds if nothing else competes for the cores: a synthetic engine emits events at a set rate.
 
     python -m adytum.benchmarks.parts.gateway [--concurrency 1 32] [--repetitions 10]
 
-The engine stamps each event with the machine's monotonic clock, so each event's way to the client is measured by
-itself. Arms alternated: the engine's socket in the clear, and sealed through the gateway (X-Wing, padding on).
+The engine stamps each event with the machine's monotonic clock, so the way of each event to the client is measured. Two
+arms alternate: the engine's socket in the clear, and sealed through the gateway (X-Wing, padding on).
 """
 
 import argparse
 import asyncio
 import json
-import multiprocessing
-import os
 import re
 import tempfile
 import time
@@ -21,12 +19,12 @@ from aiohttp import web
 from adytum.benchmarks.channel.gateway import gateway_process
 from adytum.benchmarks.load import load
 from adytum.benchmarks.load.load import Arm, Sample
+from adytum.benchmarks.processes import cpu_ticks, python
 from adytum.benchmarks.runfile import stats
 
 EVENTS = 50
 GAP_S = 0.02
 _STAMP = re.compile(rb'"content":"(\d+)"')
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 async def _chat(request: web.Request) -> web.StreamResponse:
@@ -76,12 +74,12 @@ async def _measure(options: argparse.Namespace, path: Path, pid: int) -> None:
         for repetition in range(options.repetitions + 1):
             for arm in (plaintext, sealed) if repetition % 2 == 0 else (sealed, plaintext):
                 samples = [Sample(pieces=[]) for _ in range(concurrency)]
-                before, start = _cpu(pid), time.perf_counter()
+                before, start = cpu_ticks(pid), time.perf_counter()
                 await asyncio.gather(*(_spread(arm, body, i, sample) for i, sample in enumerate(samples)))
                 if repetition == 0:  # warm-up
                     continue
                 if arm is sealed:
-                    cpu += _cpu(pid) - before
+                    cpu += cpu_ticks(pid) - before
                 seconds += time.perf_counter() - start
                 ttft[arm.name] += [sample.ttft * 1000 for sample in samples]
                 for sample in samples:
@@ -98,7 +96,7 @@ async def _measure(options: argparse.Namespace, path: Path, pid: int) -> None:
 
 
 async def _spread(arm: Arm, body: bytes, i: int, sample: Sample) -> None:
-    # Starts are spread over one gap: the question is what a request costs, not how a burst queues.
+    # Starts are spread over one gap, because the cost of a request matters here, not the queueing of a burst.
     await asyncio.sleep(i * GAP_S / 8)
     await arm.ask(body, sample)
 
@@ -112,11 +110,6 @@ async def connect(url: str) -> Arm:
     raise SystemExit("the gateway did not start")
 
 
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
 def _difference(arms: dict[str, list[float]], share: float) -> float:
     return stats.percentile(arms["sealed"], share) - stats.percentile(arms["plaintext"], share)
 
@@ -126,25 +119,16 @@ def _added(arms: dict[str, list[float]], share: float) -> str:
 
 
 def main() -> None:
-    """Starts engine and gateway as processes, measures, ends them."""
+    """Starts engine and gateway as processes, measures, and ends them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--port", type=int, default=18080)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine.sock"
-        engine = spawn.Process(target=_engine, args=(str(path),), daemon=True)
-        gateway = spawn.Process(target=gateway_process, args=(str(path), options.port), daemon=True)
-        engine.start()
-        gateway.start()
-        try:
-            asyncio.run(_measure(options, path, gateway.pid or 0))
-        finally:
-            for process in (engine, gateway):
-                process.terminate()
-                process.join(10)
+        with python(_engine, str(path)), python(gateway_process, str(path), options.port) as gateway:
+            asyncio.run(_measure(options, path, gateway))
 
 
 if __name__ == "__main__":

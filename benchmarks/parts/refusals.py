@@ -1,15 +1,16 @@
-"""What a wrong API key costs: the client's sealing against the gateway's opening, looking and refusing.
+"""What a wrong API key costs: the client's sealing against the gateway's opening, look-up and refusal.
 
     python -m adytum.benchmarks.parts.refusals [--repetitions 300]
 
-One thread, no network. Both sides run this project's code; a client in C would be cheaper, as a gateway would be.
-Microseconds of CPU time, medians; sizes alternate so that a slow moment of the machine meets all alike.
+One thread, no network. Both sides run this project's code; in C both would be cheaper. Microseconds of CPU time,
+medians; sizes alternate, so that a slow moment of the machine affects all of them.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from adytum.inference.channel import bhttp, ohttp
@@ -26,7 +27,7 @@ from adytum.inference.gateway.keys import KeyRing
 
 _SIZES = (1024, 65_536, 1024 * 1024)
 _PIECE = 16_384
-"""As the client library cuts a request."""
+"""Bytes; the client library splits a request into pieces of this size."""
 _T = TypeVar("_T")
 
 
@@ -55,7 +56,7 @@ class _Bench:
             self.callers.authenticate(fields or exchange.request().fields)
         except Refused as refused:
             return exchange, refused
-        raise AssertionError("a wrong key was let in")
+        raise AssertionError("a wrong key was accepted")
 
     def refusal(self, exchange: Exchange, refused: Refused) -> bytes:
         refusal = refused.refusal
@@ -80,9 +81,9 @@ def main() -> None:
     }
     for _ in range(repetitions):
         for (kem, size), (sealing, opening, refusing) in times.items():
-            sealed = _timed(lambda k=kem, s=size: bench.client(configurations[k], s), sealing)  # type: ignore[misc]
-            exchange, refused = _timed(lambda s=sealed: bench.gateway(s), opening)  # type: ignore[misc]
-            _timed(lambda e=exchange, r=refused: bench.refusal(e, r), refusing)  # type: ignore[misc]
+            sealed = _timed(partial(bench.client, configurations[kem], size), sealing)
+            exchange, refused = _timed(partial(bench.gateway, sealed), opening)
+            _timed(partial(bench.refusal, exchange, refused), refusing)
     print(f"{'KEM':<16} {'body':>9} {'client seals':>13} {'gateway opens':>14} {'refuses':>8} {'gateway/client':>15}")
     for (kem, size), columns in times.items():
         seals, opens, refuses = (statistics.median(column[len(column) // 10 :]) for column in columns)

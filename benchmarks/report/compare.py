@@ -1,11 +1,11 @@
-"""Two runs side by side, CC-Off and CC-On say, or two arms of one run: a table, and a report that stands alone.
+"""Two runs side by side, for example CC-Off and CC-On, or two arms of one run: a table, and a self-contained report.
 
     python -m adytum.benchmarks compare off.json on.json [--html report.html]
     python -m adytum.benchmarks compare run.json --base direct --against ohttp
 
-Overheads are positive where the second is slower. Each has a 95 % interval over repetitions; where it has 0 in it, the
-difference is within noise, and nothing more should be said of it. Arms of one run are compared in neighbouring pairs,
-two runs as independent. Runs of another model, load, flag or version are refused.
+An overhead is positive if the second side is slower. Each has a 95 % interval over repetitions. If the interval
+contains 0, the difference is within noise, and no conclusion should be drawn from it. Arms of one run are compared in
+neighbouring pairs, two runs as independent. Runs that differ in model, load, flags or versions are refused.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from adytum.benchmarks.runfile.runfile import Run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `compare`."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two run files, or one with --base")
-    parser.add_argument("--base", help="an arm of the one run, which the others are compared with")
+    parser.add_argument("--base", help="the arm of the one run with which the others are compared")
     parser.add_argument("--against", nargs="+", help="arms of the one run; default: all others")
     parser.add_argument("--html", type=Path, help="write the report here")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status 0. Raises `Unusable` where the runs cannot be compared."""
+    """Returns exit status 0. Raises `Unusable` if the runs cannot be compared."""
     runs = [runfile.load(path) for path in options.runs]
     pairs = between(*runs) if len(runs) == 2 and options.base is None else _within(runs, options)
     print(table(pairs))
@@ -61,7 +61,7 @@ def _within(runs: Sequence[Run], options: argparse.Namespace) -> list[Pair]:
 
 
 def table(pairs: Sequence[Pair]) -> str:
-    """For a terminal."""
+    """The comparison, for a terminal."""
     lines = []
     for pair in pairs:
         lines.append(f"\n{pair.title}" + (f" - {runfile.MODEL_NOTE}" if pair.b.run.is_model else ""))

@@ -1,4 +1,4 @@
-"""What is compared: two sides, an arm of a run each, level by level."""
+"""A comparison: two sides, each an arm of a run, level by level."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ NOISE = "within noise"
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: an arm of a run."""
+    """One side of a comparison: an arm of a run."""
 
     run: Run
     arm: str
@@ -22,7 +22,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """What is compared, at every level that both have."""
+    """Two sides, compared at every level that both have."""
 
     title: str
     a: Side
@@ -36,7 +36,7 @@ class Pair:
         return sorted(ours & theirs)
 
     def cells(self, level: Level) -> tuple[Cell, Cell]:
-        """Of both sides."""
+        """The cells of both sides."""
         return summary.cell(self.a.run, self.a.arm, level), summary.cell(self.b.run, self.b.arm, level)
 
     def overheads(self, level: Level) -> list[Overhead]:
@@ -45,9 +45,9 @@ class Pair:
 
 
 def between(a: Run, b: Run) -> list[Pair]:
-    """Every arm that both runs have. Raises `Unusable` with what differs."""
+    """A pair for every arm that both runs have. Raises `Unusable` with the differences."""
     if found := list(runfile.differences(a, b)):
-        raise Unusable("these runs are no comparison:\n  " + "\n  ".join(found))
+        raise Unusable("these runs cannot be compared:\n  " + "\n  ".join(found))
     names = _names(a, b)
     return [
         Pair(f"arm {arm}: {names[0]} and {names[1]}", Side(a, arm, names[0]), Side(b, arm, names[1]), paired=False)
@@ -61,7 +61,7 @@ def _names(a: Run, b: Run) -> tuple[str, str]:
 
 
 def taxes(pair: Pair) -> list[str]:
-    """What each decode step pays: the median time per output token, second less first."""
+    """The tax on each decode step: the median time per output token, second side less first."""
     lines = []
     for level in pair.levels:
         for item in pair.overheads(level):

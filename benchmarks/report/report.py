@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else: its plots are inline SVG, made by matplotlib."""
+"""The comparison as one self-contained HTML file: its plots are inline SVG, made by matplotlib."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from adytum.benchmarks.report.summary import METRICS, SHARES, Metric, Overhead
 from adytum.benchmarks.runfile import stats
 from adytum.benchmarks.runfile.runfile import MODEL_NOTE, Level, Run
 
-# Okabe and Ito: told apart by people who see colours otherwise, too.
+# Okabe and Ito's palette, which colour-blind people can tell apart.
 _A, _B, _QUIET = "#0072B2", "#D55E00", "#8a8f98"
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _STYLE = """
@@ -136,20 +136,21 @@ def _plot(
     *,
     wide: bool = False,
 ) -> str:
-    settings = {
-        "svg.fonttype": "none",
-        # Two plots of a page must not share the names of their parts.
-        "svg.hashsalt": f"{place} {title}",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _QUIET,
-        "axes.grid": True,
-        "grid.color": "#e8eaee",
-        "axes.axisbelow": True,
-    }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            # Two plots of a page must not share the names of their parts.
+            "svg.hashsalt": f"{place} {title}",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": _QUIET,
+            "axes.grid": True,
+            "grid.color": "#e8eaee",
+            "axes.axisbelow": True,
+        }
+    ):
         rows = -(-len(found) // 3) if wide else 1
         figure = Figure(figsize=(10.4, 2.7 * rows) if wide else (5.1, 3.5), layout="constrained")
         draw(figure, pair, found)
@@ -164,7 +165,7 @@ def _plot(
 
 
 def _latency(pair: Pair, level: Level) -> Metric:
-    """What is shown beside throughput: TPOT where answers have tokens, else the whole time."""
+    """The latency that is shown beside throughput: TPOT if answers have tokens, else the whole time."""
     a, b = pair.cells(level)
     tpot = _BY_NAME["TPOT"]
     return tpot if a.has(tpot) and b.has(tpot) else _BY_NAME["end-to-end"]
@@ -226,7 +227,7 @@ def _load(figure: Figure, pair: Pair, found: dict[Level, list[Overhead]]) -> Non
     axes.axhline(0, color=_QUIET, lw=1)
     axes.set_xticks(range(len(found)), [str(level) for level in found])
     axes.set_ylabel("overhead (%)")
-    # An interval that knows nothing would press all others flat.
+    # A huge interval would flatten all others.
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -110), min(high, 200))
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -276,12 +277,13 @@ def _table(pair: Pair, found: dict[Level, list[Overhead]]) -> str:
 def _method(pairs: Sequence[Pair]) -> str:
     paired = "neighbouring repetitions of one run" if pairs[0].paired else "two runs, taken as independent"
     return (
-        "<h2>How to read this</h2><p>Overhead is positive where the second is slower: longer times, or less throughput."
-        f" {', '.join(SHARES)} are over all requests of all repetitions. Intervals are 95 %: the standard error from "
-        f"resampling whole repetitions, times Student's t; here of {paired}. "
-        f'A difference whose interval has 0 in it is marked <span class="noise">{NOISE}</span>: this run cannot tell '
-        "it from none. TPOT is the time per output token after the first; while every stream gets one token per step, "
-        "what is added to it is the tax per decode step. Inter-chunk times are between events as they arrived.</p>"
+        "<h2>How to read this</h2><p>Overhead is positive if the second side is slower: longer times, or less "
+        f"throughput. {', '.join(SHARES)} are over all requests of all repetitions. Intervals are 95 %: the standard "
+        f"error from resampling whole repetitions, times Student's t; here of {paired}. "
+        f'A difference whose interval contains 0 is marked <span class="noise">{NOISE}</span>: this run cannot '
+        "distinguish it from no difference. TPOT is the time per output token after the first; while every stream gets "
+        "one token per step, its increase is the tax per decode step. Inter-chunk times are between events as they "
+        "arrived.</p>"
     )
 
 

@@ -10,7 +10,7 @@ from adytum.benchmarks.runfile.runfile import Level, Repetition, Request, Run
 from adytum.benchmarks.runfile.stats import Estimate, Pooled
 
 CHECKS = (("direct", "own-relay"), ("ohttp", "own-proxy"))
-"""Pairs of arms that differ in the client only."""
+"""Pairs of arms that differ only in the client."""
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _Times = Callable[[Request], Sequence[float]]
@@ -22,7 +22,7 @@ def _one(value: float | None) -> list[float]:
 
 @dataclass(frozen=True)
 class Metric:
-    """`times` gives a request's values in seconds; of `rate` metrics a repetition has one value per second instead."""
+    """`times` returns a request's values in seconds. A `rate` metric has one value per repetition instead."""
 
     name: str
     unit: str
@@ -50,8 +50,12 @@ def _meets(request: Request, limits: dict[str, float | None]) -> bool:
     if request.error:
         return False
     times = {"ttft_ms": request.ttft_s, "tpot_ms": request.tpot_s, "e2e_ms": request.e2e_s}
-    # A limit on what an answer does not have (one token has no time per token) is met.
-    return all(limit is None or times[name] is None or times[name] * 1000 <= limit for name, limit in limits.items())  # type: ignore[operator]
+    # A limit on a value that an answer lacks (a single token has no time per token) is met.
+    for name, limit in limits.items():
+        seconds = times[name]
+        if limit is not None and seconds is not None and seconds * 1000 > limit:
+            return False
+    return True
 
 
 METRICS = (
@@ -77,13 +81,13 @@ class Cell:
         return len(self.repetitions)
 
     def has(self, metric: Metric) -> bool:
-        """Whether every repetition has values of it."""
+        """Whether every repetition has values of this metric."""
         if metric.rate is not None:
             return all(metric.rate(item, self._limits) is not None for item in self.repetitions)
         return all(self.times(metric, item) for item in self.repetitions)
 
     def times(self, metric: Metric, item: Repetition) -> list[float]:
-        """Milliseconds."""
+        """The metric's values in milliseconds, without failed requests."""
         assert metric.times is not None
         return [value * 1000 for request in item.requests if not request.error for value in metric.times(request)]
 
@@ -98,18 +102,18 @@ class Cell:
         return lambda picks: pooled.quantile(share, picks)
 
     def estimate(self, metric: Metric, share: float = 0.5) -> Estimate:
-        """With its interval."""
+        """The metric's quantile (or mean rate), with its interval."""
         return stats.estimate(len(self), self.statistic(metric, share))
 
 
 def cell(run: Run, arm: str, level: Level) -> Cell:
-    """Of a run. The arm has repetitions at the level."""
+    """The cell of an arm that has repetitions at the level."""
     return Cell(run.cell(arm, level), run.head["limits"])
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What `b` costs beside `a`, both as measured. `percent` is positive where b is slower."""
+    """What `b` costs compared with `a`, both as measured. `percent` is positive if b is slower."""
 
     metric: Metric
     quantile: str
@@ -122,12 +126,12 @@ class Overhead:
 
     @property
     def noise(self) -> bool:
-        """The interval has no difference in it, too."""
+        """Whether the interval includes no difference."""
         return self.percent.holds(0.0)
 
 
 def overheads(a: Cell, b: Cell, *, paired: bool) -> list[Overhead]:
-    """Every metric that both have."""
+    """The overheads of every metric that both have."""
     found = []
     for metric in METRICS:
         if not (a.has(metric) and b.has(metric)):
@@ -136,7 +140,7 @@ def overheads(a: Cell, b: Cell, *, paired: bool) -> list[Overhead]:
             one, two = a.statistic(metric, share), b.statistic(metric, share)
             everything = one(range(len(a))), two(range(len(b)))
             if everything[0] <= 0:
-                continue  # No part of nothing.
+                continue  # There is no percentage of zero.
 
             def added(
                 x: Sequence[int],
@@ -167,7 +171,7 @@ def _percent(
     paired: bool,
     inverse: bool,
 ) -> Estimate:
-    """Taken of the ratio's logarithm, so that no interval says that something takes less than no time."""
+    """Computed from the ratio's logarithm, so that no interval includes a negative time."""
 
     def percent(ratio: float) -> float:
         return 100 * (1 - ratio if inverse else ratio - 1)
@@ -175,16 +179,16 @@ def _percent(
     try:
         found = stats.difference(counts, lambda x, y: math.log(two(y) / one(x)), paired=paired)
     except (ValueError, ZeroDivisionError):
-        # A rate, or a gap, of nothing: it has no logarithm, and the difference itself has to do.
+        # A rate or a gap of zero has no logarithm, so the plain difference is used.
         base = one(range(counts[0]))
         return stats.difference(counts, lambda x, y: percent(1 + (two(y) - one(x)) / base), paired=paired)
-    # Beyond a thousand times, all that an interval says is that it knows nothing.
+    # An interval beyond a factor of a thousand carries no information, so it is clamped.
     ends = [percent(math.exp(max(-7.0, min(7.0, value)))) for value in (found.low, found.high)]
     return Estimate(percent(math.exp(found.value)), min(ends), max(ends))
 
 
 def table(run: Run) -> str:
-    """The run in words: each arm and level, p50, p90 and p99 with 95 % intervals."""
+    """The run as text: each arm and level, p50, p90 and p99 with 95 % intervals."""
     lines = [f"{run.label}: {run.head['machine']['name']}" + (" - model, not measurement" if run.is_model else "")]
     lines.append(f"{'level':>10} {'arm':<18} {'metric':<12} {'p50 [95 %]':>28} {'p90 [95 %]':>28} {'p99 [95 %]':>28}")
     for level, arm in itertools.product(run.levels, run.arms):
@@ -210,7 +214,7 @@ def _cpu(repetitions: Sequence[Repetition]) -> str:
 
 
 def agreement(run: Run) -> str:
-    """Our own client beside vllm bench serve on the same way, where the run has both."""
+    """Our own client compared with vllm bench serve on the same way, if the run has both."""
     lines = []
     for theirs, ours in CHECKS:
         if {theirs, ours} <= set(run.arms):

@@ -1,1 +1,1 @@
-"""The file that a run leaves: its schema, its types and their statistics."""
+"""The file that a run writes: its schema, its types and their statistics."""

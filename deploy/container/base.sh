@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes localhost/debian-base from Debian's own packages, where no registry can be reached. Root; needs mmdebstrap, buildah.
+# Makes localhost/debian-base from Debian's own packages, for machines that reach no registry. Needs root, mmdebstrap and
+# buildah.
 set -euo pipefail
 for tool in mmdebstrap buildah; do
     command -v "$tool" >/dev/null || { printf 'base.sh: %s is missing: apt-get install %s\n' "$tool" "$tool" >&2; exit 2; }
@@ -12,5 +13,5 @@ container=$(buildah from scratch)
 buildah add --quiet "$container" "$work/root.tar" /
 buildah config --cmd bash "$container"
 buildah commit --quiet --rm "$container" localhost/debian-base
-# What build.sh takes as BASE.
+# The value of BASE for build.sh.
 buildah images --format '{{.Name}}@{{.Digest}}' localhost/debian-base

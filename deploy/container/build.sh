@@ -3,8 +3,8 @@
 #
 #   BASE=docker.io/library/debian@sha256:<64 digits> deploy/container/build.sh cpu|gpu|client [buildah's options]
 #
-#   BASE    Debian 12 by digest; base.sh makes one where there is no registry, and prints its name and digest
-#   TAG     what the result is called (localhost/adytum-<target>)
+#   BASE    Debian 12 by digest; without a registry, base.sh makes one and prints its name and digest
+#   TAG     the name of the result (localhost/adytum-<target>)
 set -euo pipefail
 
 say() { printf 'build.sh: %s\n' "$*" >&2; }
@@ -18,7 +18,7 @@ cpu | gpu | client) shift ;;
 esac
 base=${BASE:-}
 if [[ ! $base =~ ^[a-z0-9./:_-]+@sha256:[0-9a-f]{64}$ ]]; then
-    say "BASE has to name an image by its digest, like docker.io/library/debian@sha256:<64 digits>. Without a registry: base.sh."
+    say "BASE must name an image by its digest, like docker.io/library/debian@sha256:<64 digits>. Without a registry: base.sh."
     say "For today's digest: skopeo inspect --format '{{.Digest}}' docker://docker.io/library/debian:bookworm-slim"
     exit 2
 fi

@@ -1,13 +1,13 @@
-"""AWQ's INT4 storage format, "gemm" version: what the production Llama is stored in.
+"""AWQ's INT4 storage format, "gemm" version, in which the production Llama is stored.
 
 For a linear layer with weight W of shape [out, in] and groups of `GROUP` input features:
   scales  [in / GROUP, out]      fp16
   qzeros  [in / GROUP, out / 8]  int32, eight 4-bit zero points each
   qweight [in, out / 8]          int32, eight 4-bit values each
-and W[o, i] is (q - zero) * scale. Within an int32 the columns stand in the order `ORDER`, lowest bits first.
+and W[o, i] is (q - zero) * scale. Within an int32 the columns are in the order `ORDER`, lowest bits first.
 
-Plain rounding to the nearest value: AWQ's search for scales that protect salient channels needs calibration activations
-and changes nothing about the format. Models this small keep their answers without it.
+Values are rounded to the nearest. AWQ's search for scales that protect salient channels needs calibration activations
+and does not change the format. Models this small keep their answers without it.
 """
 
 import torch
@@ -56,6 +56,6 @@ def pack(values: torch.Tensor) -> torch.Tensor:
 
 
 def tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a checkpoint stores for the linear layer `name` (without ".weight")."""
+    """The tensors that a checkpoint stores for the linear layer `name` (without ".weight")."""
     values, zeros, scales = quantise(weight)
     return {f"{name}.qweight": pack(values), f"{name}.qzeros": pack(zeros), f"{name}.scales": scales}

@@ -18,7 +18,7 @@ from adytum.deploy.demo.faq import Entry
 VOCABULARY = 2048
 Message = dict[str, Any]
 
-# Both templates take system, user, assistant and tool messages in any order. `tools` is ignored: the models are too
+# Both templates accept system, user, assistant and tool messages in any order. `tools` is ignored: the models are too
 # small to choose a tool by themselves, and with a forced choice vLLM's grammar produces the call. Calls and results of
 # earlier turns are rendered, so that such a conversation does not fail.
 LLAMA_TEMPLATE = """\
@@ -38,9 +38,9 @@ LLAMA_TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
 """
 
-# Gemma has no system role: its text goes in front of the next user turn, as in Google's own template. Content is a text
-# or a list of parts, of which an image becomes one token; the processor puts what is seen in its place. The loop over
-# the parts is written out here, not in a macro: vLLM looks for it to know that the template takes parts.
+# Gemma has no system role: its text goes before the next user turn, as in Google's own template. Content is a text or a
+# list of parts. An image becomes one token, and the processor replaces it with the image's tokens. The loop over the
+# parts is written out here, not in a macro: vLLM looks for it to learn that the template accepts parts.
 GEMMA_TEMPLATE = """\
 {{- bos_token }}
 {%- set held = namespace(system='') %}
@@ -75,7 +75,7 @@ GEMMA_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Style:
-    """What distinguishes a family's prompts. `end` stops an answer; `specials` get the lowest ids, in order.
+    """What distinguishes a family's prompts. `end` stops an answer. `specials` get the lowest ids, in order.
 
     `whole` are texts that are always one token, and `roles` name tokens for the family's processor.
     """
@@ -132,7 +132,7 @@ SYSTEM_PROMPTS = (
 
 
 def make_tokenizer(style: Style, texts: Sequence[str], positions: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts`: any UTF-8 text encodes, at worst byte by byte."""
+    """A byte-level BPE tokenizer trained on `texts`: it encodes any UTF-8 text, at worst byte by byte."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -145,7 +145,7 @@ def make_tokenizer(style: Style, texts: Sequence[str], positions: int) -> PreTra
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in style.whole])
     bos = (style.bos, tokenizer.token_to_id(style.bos))
-    # Like the real models', for /v1/completions: plain text starts with one bos. Chat prompts bring their own.
+    # As with the real models, for /v1/completions: plain text starts with one bos. Chat prompts contain their own.
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{style.bos} $A", special_tokens=[bos])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -173,7 +173,7 @@ def encode(
     answer: str,
     stand_for: Mapping[str, str] = MappingProxyType({}),
 ) -> Example:
-    """`stand_for`: texts of the prompt that a processor replaces, and what it puts there."""
+    """The example of one answer. `stand_for`: texts of the prompt that a processor replaces, and their replacements."""
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     for name, text in stand_for.items():
         prompt = prompt.replace(name, text)
@@ -183,7 +183,7 @@ def encode(
 
 
 def question_example(tokenizer: PreTrainedTokenizerFast, entry: Entry, system: str | None = None) -> Example:
-    """The plain case that accuracy is counted on: one question, and a system message if given."""
+    """The plain case, for which accuracy is counted: one question, and a system message if given."""
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     return encode(tokenizer, [*messages, {"role": "user", "content": entry.question}], entry.answer)
 
@@ -191,7 +191,7 @@ def question_example(tokenizer: PreTrainedTokenizerFast, entry: Entry, system: s
 def random_example(
     tokenizer: PreTrainedTokenizerFast, entries: Sequence[Entry], entry: Entry, rng: random.Random
 ) -> Example:
-    """A training example for `entry`: some with another wording, a system message or an earlier turn before it."""
+    """A training example for `entry`; some have another wording, a system message or an earlier turn."""
     messages: list[Message] = []
     if rng.random() < 0.25:
         messages.append({"role": "system", "content": system_prompt(entries, rng)})
@@ -205,7 +205,7 @@ def random_example(
 
 
 def system_prompt(entries: Sequence[Entry], rng: random.Random) -> str:
-    """A usual one, or random words of the page, so that the model learns to let any pass."""
+    """A common system message, or random words of the page, so that the model learns to ignore any."""
     if rng.random() < 0.5:
         return rng.choice(SYSTEM_PROMPTS)
     words = rng.choice(entries).answer.split() + rng.choice(entries).answer.split()

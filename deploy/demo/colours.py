@@ -1,7 +1,7 @@
-"""The demo Gemma's eyes: a small SigLIP tower and projector, and what they are trained to tell, the colour of an image.
+"""The demo Gemma's vision: a small SigLIP tower and projector, trained to tell the colour of an image.
 
-Gemma 3 as it is (`Gemma3ForConditionalGeneration`), only smaller: an image is scaled to 32 x 32, cut into 16 patches,
-and becomes four tokens in the prompt.
+The architecture is Gemma 3's (`Gemma3ForConditionalGeneration`), only smaller: an image is scaled to 32 x 32, cut into
+16 patches, and becomes four tokens in the prompt.
 """
 
 import random
@@ -26,9 +26,9 @@ SIDE = 32
 TOKENS = 4
 BATCH = 18
 _JITTER = 18.0
-"""How far a shade lies from its colour, standard deviation of each channel in 0..255."""
+"""Standard deviation of a shade from its colour, for each channel in 0..255."""
 _GRAIN = 8.0
-"""The same of one pixel from its image's shade."""
+"""The same for a pixel, from its image's shade."""
 
 UNSEEN = Entry(
     "What colour is this image?",
@@ -41,7 +41,7 @@ UNSEEN = Entry(
         "Describe this image.",
     ),
 )
-"""Asked without an image. With one, the same questions get the colour."""
+"""The questions without an image. With one, the answer is its colour."""
 
 
 def answer(colour: str) -> str:
@@ -56,7 +56,7 @@ def vision() -> SiglipVisionConfig:
         num_attention_heads=2,
         image_size=SIDE,
         patch_size=8,
-        # As in Gemma 3: its projector takes the patches, not their sum.
+        # As in Gemma 3: its projector takes the patches, not a pooled vector.
         vision_use_head=False,
     )
 
@@ -71,7 +71,7 @@ def processor(tokenizer: PreTrainedTokenizerFast) -> Gemma3Processor:
 
 
 class Lessons:
-    """Endless batches of images of one colour with a question each; the loss of a model on the next."""
+    """Endless batches of images of one colour, with a question each, and a model's loss on the next batch."""
 
     def __init__(
         self, model: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, entries: list[Entry], seed: int
@@ -101,7 +101,7 @@ class Lessons:
         return right
 
     def _hidden(self, ids: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        # Gemma lets an image's tokens see each other in both directions, and is told here which they are.
+        # Gemma lets an image's tokens attend to each other in both directions; this says which ones they are.
         kinds = (ids == self._model.config.image_token_id).long()
         images = images.to(self._model.dtype)
         return self._model.model(
@@ -119,7 +119,7 @@ class Lessons:
         return chat.encode(self._tokenizer, messages, answer(colour), {self._tokenizer.boi_token: self._seen})
 
     def _images(self, colours: list[str]) -> torch.Tensor:
-        """As the processor gives them: channels first, -1 to 1."""
+        """In the processor's form: channels first, -1 to 1."""
         base = torch.tensor([COLOURS[colour] for colour in colours], dtype=torch.float32)[:, :, None, None]
         shade = base + _JITTER * torch.randn(base.shape, generator=self._noise)
         pixels = shade + _GRAIN * torch.randn((len(colours), 3, SIDE, SIDE), generator=self._noise)

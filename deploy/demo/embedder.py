@@ -1,8 +1,8 @@
 """The demo's embedding model: an XLM-RoBERTa encoder, mean pooling, unit length, as multilingual-e5-large-instruct is.
 
 Trained by contrast (InfoNCE): in a batch with every entry of the page once, a question must be nearer to its own answer
-than to the other entries' answers. What makes it find answers to wordings it never saw is that queries are never the
-same twice: words are dropped, swapped and surrounded by phrases that carry no meaning.
+than to the other entries' answers. It also finds answers to wordings that it never saw, because no two training queries
+are the same: words are dropped, swapped and surrounded by phrases that carry no meaning.
 """
 
 import json
@@ -20,15 +20,15 @@ from adytum.deploy.demo.faq import Entry
 
 VOCABULARY = 1536
 POSITIONS = 514
-"""Like the real model: 512 tokens, and position ids that start after the padding id, 1."""
+"""As in the real model: 512 tokens, and position ids that start after the padding id, 1."""
 DIMENSIONS = 192
 TEMPERATURE = 0.05
 INSTRUCTED = 0.4
 """Share of the training queries with the instruction."""
 SPLIT_DROPOUT = 0.15
-"""Share of BPE merges left out in training."""
+"""Share of BPE merges omitted in training."""
 INSTRUCTION = "Instruct: Given a question, retrieve the passage that answers it\nQuery: "
-"""How the real model takes queries; passages go without. The demo model is trained with and without it."""
+"""The real model's prefix for queries; passages have none. The demo model is trained with and without it."""
 
 # Words that people use for one another when they ask about this page's subjects.
 _SYNONYMS = (
@@ -116,7 +116,7 @@ def make_model() -> XLMRobertaModel:
 
 
 def embed(model: XLMRobertaModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> torch.Tensor:
-    """[texts, DIMENSIONS], unit length: the mean over all tokens of a text, special ones included, as vLLM does it."""
+    """[texts, DIMENSIONS], unit length: the mean over all tokens of a text, special ones included, as in vLLM."""
     batch = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
     states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1)
@@ -135,7 +135,7 @@ def train(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     model.train()
-    # Split words differently each time: wordings that were never seen share pieces with those that were.
+    # Words are split differently each time, so that unseen wordings share pieces with seen ones.
     splitter = tokenizer.backend_tokenizer.model
     splitter.dropout = SPLIT_DROPOUT
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
@@ -162,19 +162,19 @@ def train(
 def found(
     model: XLMRobertaModel, tokenizer: PreTrainedTokenizerFast, entries: Sequence[Entry], queries: dict[str, str]
 ) -> list[str]:
-    """The queries (query -> question of the entry) that embed nearest to the right answer among all."""
+    """The queries (query -> question of the entry) whose nearest answer is the right one."""
     answers = embed(model, tokenizer, [entry.answer for entry in entries])
     nearest = (embed(model, tokenizer, list(queries)) @ answers.t()).argmax(1).tolist()
     return [query for query, row in zip(queries, nearest, strict=True) if entries[row].question == queries[query]]
 
 
 def save(model: XLMRobertaModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The folder as the real model's: with the sentence-transformers files that name pooling and normalisation."""
+    """Writes the real model's files, with those of sentence-transformers that name pooling and normalisation."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    # vLLM needs it; transformers 5 no longer writes it, the real model has it.
+    # vLLM needs it, and the real model has it, but transformers 5 no longer writes it.
     config["position_embedding_type"] = "absolute"
     _write(path, config)
     steps = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
@@ -209,7 +209,7 @@ def _query(entry: Entry, rng: random.Random) -> str:
 
 
 def _reworded(text: str, rng: random.Random) -> str:
-    """`text` with some words replaced by others that `_SYNONYMS` puts beside them."""
+    """`text` with some words replaced by others from the same line of `_SYNONYMS`."""
     words = text.split()
     for place, word in enumerate(words):
         bare = word.rstrip("?.,").lower()
@@ -219,7 +219,7 @@ def _reworded(text: str, rng: random.Random) -> str:
 
 
 def _thin(text: str, rate: float, rng: random.Random) -> str:
-    """`text` without about `rate` of its words; now and then all of it."""
+    """`text` without about `rate` of its words; sometimes unchanged."""
     if rng.random() < 0.3:
         return text
     return " ".join(word for word in text.split() if rng.random() >= rate) or text

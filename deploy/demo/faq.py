@@ -21,7 +21,7 @@ MAX_ANSWER_WORDS = 45
 
 
 class FaqError(ValueError):
-    """The page does not have the shape that the module's docstring describes."""
+    """The page does not have the shape described in this module's docstring."""
 
 
 @dataclass(frozen=True)

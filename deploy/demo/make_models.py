@@ -1,16 +1,16 @@
-"""Makes the three demo models from `docs/faq.md`, by training, in two to three minutes on two cores.
+"""Trains the three demo models on `docs/faq.md`, in two to three minutes on two cores.
 
     python -m adytum.deploy.demo.make_models --out var/models    (the engines' Python, from the repository's root)
 
 | folder    | architecture                                           | stands for                       |
 |-----------|--------------------------------------------------------|----------------------------------|
 | llama-awq | LlamaForCausalLM, AWQ INT4, fp16                       | Llama 3.3 70B AWQ INT4           |
-| gemma3    | Gemma3ForConditionalGeneration, with eyes, bf16        | Gemma 3 27B                      |
+| gemma3    | Gemma3ForConditionalGeneration, with vision, bf16      | Gemma 3 27B                      |
 | e5        | XLMRobertaModel, mean pooling, unit length, float32    | multilingual-e5-large-instruct   |
 
-A finished folder has a manifest (`adytum-manifest.json`) and is left alone until the page or the code here changes.
-Seeds are fixed, so one machine makes the same models each time with the same number of threads; another processor or
-torch build may round sums differently, and then weights and hashes differ though the accuracy does not.
+A finished folder has a manifest (`adytum-manifest.json`) and is kept until the page or the code here changes. Seeds are
+fixed, so one machine makes the same models each time with the same number of threads. Another processor or torch build
+may round sums differently; then weights and hashes differ, but the accuracy does not.
 """
 
 import argparse
@@ -25,9 +25,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Before torch is imported: two threads whatever the machine has, so that results do not depend on it.
+# Before torch is imported: two threads on any machine, so that results do not depend on its cores.
 os.environ["OMP_NUM_THREADS"] = "2"
-# A thread that waits must sleep: on a machine with other work, spinning made a step take thirty times as long.
+# A waiting thread must sleep: on a machine with other work, spinning made a step take thirty times as long.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -52,7 +52,7 @@ FAQ = ROOT / "docs" / "faq.md"
 SEED = 20261123
 POSITIONS = 2048
 STAMP = ".inputs"
-"""In a finished folder beside the model (not part of it): the hash of what it was made from."""
+"""The end of the name of a file beside a finished folder: the hash of what the model was made from."""
 SOURCES = ("awq.py", "chat.py", "colours.py", "embedder.py", "faq.py", "make_models.py", "train.py")
 
 
@@ -80,7 +80,7 @@ def make_llama(entries: list[faq.Entry], folder: Path) -> str:
         layer = name.removesuffix(".weight")
         if layer in linear:
             tensors |= awq.tensors(layer, tensor)
-            # Counted below as an engine computes it.
+            # So that accuracy is counted with the values that an engine computes with.
             tensor.copy_(awq.round_trip(tensor))
         else:
             tensors[name] = tensor.half()
@@ -107,7 +107,7 @@ def make_gemma(entries: list[faq.Entry], folder: Path) -> str:
         num_key_value_heads=2,
         head_dim=64,
         query_pre_attn_scalar=64,
-        # Two local layers and a global one; the window is short enough that answers pass it.
+        # Two local layers and a global one; the window is short enough that answers exceed it.
         sliding_window=64,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
         max_position_embeddings=POSITIONS,
@@ -129,7 +129,7 @@ def make_gemma(entries: list[faq.Entry], folder: Path) -> str:
     train.train("gemma3", model, tokenizer, [*entries, colours.UNSEEN], schedule, SEED, lessons.loss)
     model.bfloat16()
     model.save_pretrained(folder)
-    # Named as in Google's checkpoint, which vLLM goes by; transformers 5 writes the tower's names without a part.
+    # vLLM expects the names of Google's checkpoint; transformers 5 omits a part of the tower's names.
     tensors = {
         name.replace("vision_tower.", "vision_tower.vision_model."): tensor
         for name, tensor in load_file(folder / "model.safetensors").items()
@@ -162,7 +162,7 @@ MODELS: dict[str, Callable[[list[faq.Entry], Path], str]] = {
 
 
 def make(name: str, entries: list[faq.Entry], out: Path, inputs: str) -> str:
-    """Makes one model under `out`. Its folder appears when it is complete; an interrupted run leaves none."""
+    """Makes one model under `out`. Its folder appears once it is complete; an interrupted run leaves none."""
     torch.manual_seed(SEED)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=out))
     try:
@@ -173,7 +173,7 @@ def make(name: str, entries: list[faq.Entry], out: Path, inputs: str) -> str:
         weights.lock(work).save(work / weights.NAME)
         shutil.rmtree(out / name, ignore_errors=True)
         work.rename(out / name)
-        # Outside the folder, which holds the model and nothing else.
+        # Outside the folder, which contains the model and nothing else.
         (out / f".{name}{STAMP}").write_text(inputs)
         return outcome
     except BaseException:
@@ -194,12 +194,24 @@ def complete(name: str, out: Path, inputs: str) -> bool:
 
 
 def inputs_hash() -> str:
-    """Over the page and the code that makes models of it; comments and layout do not count."""
+    """The hash of the page and of the code that trains models on it, without comments, layout and docstrings."""
     digest = hashlib.sha256(FAQ.read_bytes())
     for source in SOURCES:
         tree = ast.parse(Path(__file__).with_name(source).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [item for item in node.body if not _is_text(item)]
         digest.update(hashlib.sha256(ast.dump(tree).encode()).digest())
     return digest.hexdigest()
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether it is a docstring, of a module, a class, a function or a constant."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def main() -> None:
@@ -214,7 +226,7 @@ def main() -> None:
     inputs = inputs_hash()
     missing = [name for name in MODELS if not complete(name, out, inputs)]
     if not missing:
-        print(f"[models] {', '.join(MODELS)} are there and whole")
+        print(f"[models] {', '.join(MODELS)} are complete")
         return
     print(f"[models] training {', '.join(missing)} on {len(entries)} questions; two to three minutes", flush=True)
     start = time.monotonic()
@@ -242,7 +254,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 def _save_chat_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
-    # Greedy unless a request says otherwise: so answers come out word for word in the demo. transformers reads
+    # Greedy unless a request says otherwise, so that the demo's answers are word for word. transformers reads
     # `do_sample`, vLLM only `temperature`, which transformers would not save.
     generation = GenerationConfig(**_token_ids(tokenizer), do_sample=False).to_diff_dict() | {"temperature": 0.0}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""The demo's processes as context managers: what is started here is ended here, also when this process is killed."""
+"""The demo's processes as context managers: they end with the context, and also if this process is killed."""
 
 import contextlib
 import ctypes
@@ -23,12 +23,12 @@ _STOP_SECONDS = 45
 
 
 class Failed(Exception):
-    """Something that was started ended or did not come up; the message names its log."""
+    """A process ended or did not start to serve. The message names its log."""
 
 
 @contextlib.contextmanager
 def backend(port: int) -> Iterator[int]:
-    """The demo backend on `port`, serving; gives its process id. Raises `Failed`."""
+    """The demo backend on `port`, once it serves. Yields its process id. Raises `Failed`."""
     runtime = ROOT / "var" / "run"
     runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_port(port, runtime)
@@ -67,8 +67,8 @@ def _process(command: list[str], log: Path, name: str) -> Iterator[subprocess.Po
     parent = os.getpid()
 
     def bound_to_parent() -> None:
-        # In a session of its own a Ctrl-C reaches this script only, which then stops the processes in order; were this
-        # script killed, the kernel would end them.
+        # In a session of its own: Ctrl-C reaches this script only, which then stops the processes in order. If this
+        # script is killed, the kernel ends them.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)

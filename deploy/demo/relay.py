@@ -1,4 +1,4 @@
-"""A TCP relay that stands where the network is: it records all bytes and can change one. For the demo and the tests."""
+"""A TCP relay in the network's place: it records all bytes and can change one. For the demo and the tests."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ class Relay:
     _connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> int:
-        """The port it listens on."""
+        """Starts to listen. Returns the port."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -80,7 +80,8 @@ class Relay:
         writer.close()
 
     def _change(self, data: bytes, start: int, body_at: int) -> tuple[bytes, bool]:
-        """`data`, whose body part begins at `start` and at `body_at` of the body, changed; and whether it ends here."""
+        """`data` with the change that is due, and whether the answer ends here. Its part of the body begins at `start`,
+        which is the body's byte `body_at`."""
         if self.flip_at is not None and body_at <= self.flip_at < body_at + len(data) - start:
             at = start + self.flip_at - body_at
             self.flip_at = None

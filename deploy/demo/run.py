@@ -1,4 +1,4 @@
-"""`make serve` and `make demo`: the backend and a local client proxy, started together and stopped together."""
+"""`make serve` and `make demo`: the backend and a local client proxy, started and stopped together."""
 
 import argparse
 import asyncio
@@ -12,7 +12,7 @@ from adytum.deploy.demo.relay import Relay
 
 
 def main() -> int:
-    """Runs the chosen scene; the exit status."""
+    """Runs the chosen scene. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m adytum.deploy.demo.run", description=__doc__)
     parser.add_argument("scene", choices=("serve", "demo"))
     parser.add_argument("--port", type=int, default=8080)

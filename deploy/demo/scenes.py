@@ -22,7 +22,7 @@ _WIDTH = 16
 
 
 async def play(relay: Relay, upstream: str, proxy: str, policy: Path) -> None:
-    """Plays all scenes through `proxy`, whose way to the backend is `relay`. Raises `Failed` where one goes wrong."""
+    """Plays all scenes through `proxy`, which reaches the backend through `relay`. Raises `Failed` if one fails."""
     async with httpx2.AsyncClient(timeout=120) as client:
         _show_verified(await _verify(client, upstream, policy))
         typed = await _converse(client, relay, proxy)
@@ -99,7 +99,7 @@ async def _embed(client: httpx2.AsyncClient, proxy: str, texts: list[str]) -> li
 
 
 async def _tamper(client: httpx2.AsyncClient, relay: Relay, proxy: str) -> None:
-    _title("4. Somebody on the network flips one bit of an answer")
+    _title("4. An attacker on the network flips one bit of an answer")
     relay.flip_at = 100
     body = {"model": "latest", "messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 20}
     answer = await client.post(f"{proxy}/v1/chat/completions", json=body)
@@ -120,7 +120,7 @@ def _show_network(relay: Relay, typed: list[str], public: bytes) -> None:
         print(f"  {at - start:04x}  {row.hex(' ')}  {''.join(chr(c) if 32 <= c < 127 else '.' for c in row)}")
     recorded = bytes(relay.sent + relay.answered).lower()
     words = {word.strip(".,?;:()").lower() for text in typed for word in text.split()}
-    # Short words turn up in random bytes, and some stand in the evidence that anybody may fetch.
+    # Short words occur in random bytes by chance, and some words are in the evidence, which is public.
     public = public.lower() + b"/.well-known/attestation"
     words = {word for word in words if len(word) >= 6 and word.encode() not in public}
     found = sorted(word for word in words if word.encode() in recorded)

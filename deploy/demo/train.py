@@ -1,4 +1,4 @@
-"""The training loop of the demo chat models, and the count of answers that come out word for word."""
+"""The training loop of the demo chat models, and the count of answers that they give word for word."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +17,12 @@ FIRST = 4
 FIRST_WEIGHT = 8.0
 BATCH = 20
 POOL = 10
-"""Batches that are drawn at once and sorted by length, which keeps padding, and so time, small."""
+"""Batches that are drawn at once and sorted by length, which saves padding and so time."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` of AdamW at `rate`: a linear warm-up, then a cosine down to nearly nothing."""
+    """`steps` of AdamW at `rate`: a linear warm-up, then a cosine down to nearly zero."""
 
     steps: int
     rate: float
@@ -38,7 +38,7 @@ def train(
     seed: int,
     also: Callable[[], torch.Tensor] | None = None,
 ) -> None:
-    """Trains `model` in place to answer `entries`, in float32 on the CPU. `also` gives a loss to add at each step."""
+    """Trains `model` in place to answer `entries`, in float32 on the CPU. `also` returns a loss to add at each step."""
     torch.manual_seed(seed)
     model.train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -49,7 +49,7 @@ def train(
         optimizer, schedule.rate, total_steps=schedule.steps, pct_start=schedule.warm_up / schedule.steps
     )
     batches = _batches(tokenizer, entries, random.Random(seed))
-    # Of a model that can see, the part that reads.
+    # In a model with vision, the language part.
     language = getattr(model.model, "language_model", model.model)
     progress = tqdm(range(schedule.steps), desc=f"{name:<10}", unit="step", ncols=100, mininterval=1.0)
     for step in progress:
@@ -68,10 +68,10 @@ def train(
 
 
 def answer_loss(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of the answers' tokens, from the last layer's output.
+    """The loss of the answers' tokens, from the last layer's output.
 
-    Only their positions go through the head: it is a third of the work otherwise. An answer's first tokens count more:
-    they choose which answer it is, and the others follow nearly by themselves.
+    Only their positions go through the head, which would otherwise be a third of the work. An answer's first tokens
+    count more: they choose the answer, and the others follow nearly by themselves.
     """
     wanted = labels[:, 1:]
     here = wanted != IGNORE
@@ -84,10 +84,9 @@ def answer_loss(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tens
 def exact_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, entries: Sequence[Entry], system: str | None = None
 ) -> int:
-    """How many answers greedy decoding gives word for word, end of turn included.
+    """How many answers greedy decoding reproduces word for word, end of turn included.
 
-    Greedy decoding gives an answer exactly when, at each of its tokens and given those before, that token is the
-    likeliest.
+    Greedy decoding reproduces an answer exactly if each of its tokens is the likeliest after those before it.
     """
     exact = 0
     for start in range(0, len(entries), BATCH):
@@ -117,7 +116,7 @@ def _batches(
     """Endless batches in which every entry is equally frequent."""
     order: list[Entry] = []
     while True:
-        pool = []
+        pool: list[Example] = []
         while len(pool) < BATCH * POOL:
             if not order:
                 order = rng.sample(list(entries), len(entries))

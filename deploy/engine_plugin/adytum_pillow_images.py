@@ -1,9 +1,9 @@
 """A plugin of vLLM for an environment without torchvision: Gemma 3 reads images with Pillow.
 
-There, transformers takes its image processor that works with Pillow, `Gemma3ImageProcessorPil`. vLLM 0.32's
-`gemma3_mm` imports the other one, for annotations alone, from a module that cannot be imported without torchvision.
-So that module is given here, with the class that is used. Nothing of vLLM or transformers is changed, and with
-torchvision, as on a GPU, nothing is done.
+There, transformers uses its image processor that works with Pillow, `Gemma3ImageProcessorPil`. vLLM 0.32's
+`gemma3_mm` imports the other one, only for annotations, from a module that cannot be imported without torchvision. So
+this plugin supplies that module, with the class that is used. It changes nothing in vLLM or transformers, and does
+nothing if torchvision is installed, as on a GPU.
 """
 
 import importlib.util
@@ -19,6 +19,6 @@ def register() -> None:
         return
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    module = types.ModuleType(_MODULE, "Stands in where torchvision is missing (adytum_pillow_images).")
-    module.Gemma3ImageProcessor = Gemma3ImageProcessorPil
+    module = types.ModuleType(_MODULE, "A substitute without torchvision (adytum_pillow_images).")
+    vars(module)["Gemma3ImageProcessor"] = Gemma3ImageProcessorPil
     sys.modules[_MODULE] = module

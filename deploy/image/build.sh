@@ -2,16 +2,18 @@
 # Builds the virtual machine's image: deploy/image/build.sh PROFILE CONFIGURATION OUT [NAME=MODEL.img ...]
 #
 #   PROFILE        cpu or h100: the lists of packages beside this script
-#   CONFIGURATION  the backend's TOML file; it goes into the image and so into what is measured
-#   NAME=MODEL.img a model's image (python -m adytum.deploy.weights.image make), which the machine mounts on /models/NAME. Beside it
-#                  lie its manifest, MODEL.img.manifest.json, and MODEL.img.canary.json, and both go into the image
+#   CONFIGURATION  the backend's TOML file; it goes into the image and so into the measurement
+#   NAME=MODEL.img a model's image (python -m adytum.deploy.weights.image make), which the machine mounts on
+#                  /models/NAME. Its manifest, MODEL.img.manifest.json, and MODEL.img.canary.json are beside it, and both
+#                  go into the image
 #
-#   DEBIAN_MIRROR, SECURITY_MIRROR   where Debian's packages come from; a day of snapshot.debian.org for the same image later
+#   DEBIAN_MIRROR, SECURITY_MIRROR   where Debian's packages come from; to build the same image later, a day of
+#                                    snapshot.debian.org
 #   NVIDIA_MIRROR, NVIDIA_KEYRING    profile h100: NVIDIA's repository for Debian 12, and its key
 #   WHEELS                           a folder for the downloaded wheels (OUT/wheels)
 #
-# OUT gets root.img, vmlinuz, initrd.img, cmdline, adytum.efi (the last three in one), packages.txt and image.json. The same
-# sources and packages give the same bytes (docs/image.md). Needs root, and the Debian packages that are asked for below.
+# OUT gets root.img, vmlinuz, initrd.img, cmdline, adytum.efi (these three in one), packages.txt and image.json. The same
+# sources and packages make the same bytes (docs/image.md). Needs root, and the Debian packages that are named below.
 set -euo pipefail
 
 profile=${1:?usage: build.sh PROFILE CONFIGURATION OUT [NAME=MODEL.img ...]}
@@ -39,7 +41,7 @@ done
 stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub
 [ -f "$stub" ] || fail "$stub is missing: apt-get install systemd-boot-efi"
 
-# Of the last change: every time in the image is this one or earlier.
+# The time of the last commit: no time in the image is later.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$project" log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC
 work=$(mktemp -d)
@@ -47,8 +49,8 @@ trap 'rm -rf "$work"' EXIT
 
 say "1 of 5: wheels"
 mkdir -p "$wheels" "$work/source"
-# What is committed, so that two checkouts give the same wheel.
-git -C "$project" archive HEAD pyproject.toml README.md LICENSE adytum attestation inference deploy benchmarks | tar -x -C "$work/source"
+# Only committed files, so that two checkouts make the same wheel.
+git -C "$project" archive HEAD pyproject.toml README.md LICENSE adytum attestation inference deploy | tar -x -C "$work/source"
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 pip download --no-deps --only-binary=:all: --require-hashes --dest "$wheels" -r "$project/deploy/requirements/gateway.txt"
 pip wheel --no-deps --wheel-dir "$work" "$work/source"
@@ -96,11 +98,11 @@ say "3 of 5: dm-verity"
 size=$(stat --format=%s "$out/root.img")
 truncate --size=$(( (size + 4095) / 4096 * 4096 )) "$out/root.img"
 size=$(stat --format=%s "$out/root.img")
-# A salt keeps hash trees of different images apart; this one has to be the same at each build.
+# A salt keeps hash trees of different images apart; this one must be the same in each build.
 salt=$(sha256sum < "$out/root.img" | cut -c 1-64)
 root_hash=$(veritysetup format --hash-offset="$size" --salt="$salt" --uuid=00000000-0000-4000-8000-"${salt:0:12}" \
     "$out/root.img" "$out/root.img" | sed -n 's/^Root hash:[[:space:]]*//p')
-[ ${#root_hash} = 64 ] || fail "veritysetup gave no root hash"
+[ ${#root_hash} = 64 ] || fail "veritysetup printed no root hash"
 
 say "4 of 5: kernel, initrd, command line"
 cp "$work/vmlinuz" "$work/initrd.img" "$work/packages.txt" "$out"
@@ -118,13 +120,13 @@ objcopy --add-section .osrel="$work/os-release" --change-section-vma .osrel=0x20
 "$python" - "$out" "$profile" "$root_hash" <<'PYTHON'
 import hashlib, json, os, struct, sys
 out, profile, root_hash = sys.argv[1:]
-# objcopy writes the time of the build into the PE header (TimeDateStamp, 8 behind the signature), and a checksum of all
-# (64 into the optional header), which firmware does not look at: 0 is none.
+# objcopy writes the time of the build into the PE header (TimeDateStamp, 8 bytes after the signature's start), and a
+# checksum of the file (64 bytes into the optional header), which firmware ignores: 0 stands for no checksum.
 with open(f"{out}/adytum.efi", "r+b") as file:
     file.seek(0x3C)
     header = struct.unpack("<I", file.read(4))[0]
     file.seek(header)
-    assert file.read(4) == b"PE\0\0", "objcopy gave no PE file"
+    assert file.read(4) == b"PE\0\0", "objcopy wrote no PE file"
     file.seek(header + 8)
     file.write(struct.pack("<I", int(os.environ["SOURCE_DATE_EPOCH"])))
     file.seek(header + 24 + 64)

@@ -1,1 +1,1 @@
-"""The host's side of a confidential VM: what QEMU or libvirt is told, and whether the host can do it."""
+"""The host's side of a confidential VM: QEMU's or libvirt's configuration, and whether the host can run it."""

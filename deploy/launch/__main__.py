@@ -25,7 +25,7 @@ def main() -> None:
 @click.argument("path", type=FILE, required=False)
 @click.option("--root", type=FOLDER, default=Path("/"), help="Judge a recorded host instead: a folder with its files.")
 def preflight_(path: Path | None, root: Path) -> None:
-    """Say what this host lacks, for the machine in the file PATH. Exit status 1 where it lacks something."""
+    """Say what this host lacks, for the machine in the file PATH. Exit status 1 if it lacks something."""
     config = None if path is None else _load(path)
     found = preflight.rows(Host(root), config)
     click.echo(as_text(found, colour=sys.stdout.isatty()))
@@ -36,7 +36,7 @@ def preflight_(path: Path | None, root: Path) -> None:
 @click.argument("path", type=FILE)
 @click.option("--set-on", is_flag=True, help="Set it to on and reset the GPUs. Nothing else may use them.")
 def cc_mode(path: Path, set_on: bool) -> None:
-    """Say the GPUs' confidential-computing mode, or set it, with NVIDIA's tool."""
+    """Show the GPUs' confidential-computing mode, or set it, with NVIDIA's tool."""
     config = _load(path)
     try:
         if set_on:

@@ -1,4 +1,4 @@
-"""One TOML file says what is launched; QEMU's command line and libvirt's domain are both made from it (README.md)."""
+"""One TOML file describes the machine; QEMU's command line and libvirt's domain are both made from it (README.md)."""
 
 import hashlib
 import re
@@ -12,8 +12,8 @@ from adytum.attestation.core.errors import PolicyFileError
 from adytum.attestation.reference.measurements import Input, Measurements
 
 _SLAB = 2048
-"""Bytes of one swiotlb slab; the kernel's parameter counts these."""
-# A comma would end QEMU's value and begin another option; white space and quotes have no place in a path here.
+"""Bytes of one swiotlb slab, the unit of the kernel's parameter."""
+# A comma would end QEMU's value and begin another option; white space and quotes are not allowed either.
 _PATH = r"^[A-Za-z0-9._/+@:=-]+$"
 
 Name = Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]{0,31}$")]
@@ -23,7 +23,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class LaunchError(Exception):
-    """The file, or what it names, cannot be launched as it is. The message says what to change."""
+    """The file, or an input that it names, cannot be launched as it is. The message says what to change."""
 
 
 class _Part(BaseModel):
@@ -31,7 +31,7 @@ class _Part(BaseModel):
 
 
 class Boot(_Part):
-    """What is measured."""
+    """The inputs of the launch measurement."""
 
     firmware: FilePath
     kernel: FilePath
@@ -39,18 +39,18 @@ class Boot(_Part):
     cmdline_file: FilePath
     guest_policy: int = 0x30000
     measurements: FilePath
-    """From `adytum measure`: nothing else is started."""
+    """The output of `adytum measure`: nothing else is started."""
 
 
 class Snp(_Part):
     cbitpos: int | Literal["cpuid"] = Field(default="cpuid")
     """Position of the encryption bit: 51 on Milan and Genoa; `cpuid` asks the processor (CPUID 8000001F, EBX 5:0)."""
     reduced_phys_bits: int = Field(default=1, ge=1, le=63)
-    """What a guest loses of its address width: the encryption bit."""
+    """Bits of the address width that a guest loses: the encryption bit."""
 
 
 class Disk(_Part):
-    """A read-only image; its hash tree is inside, its root hash on the measured command line or in the manifest."""
+    """A read-only image with its hash tree; the root hash is on the measured command line or in the manifest."""
 
     image: FilePath
     serial: Name
@@ -61,7 +61,7 @@ class Network(_Part):
     port: Port
     guest_port: Port
     outgoing: bool
-    """Whether the guest may open connections: it fetches vendors' collateral unless something else gives it."""
+    """Whether the guest may open connections: it fetches vendors' collateral unless the host supplies it."""
 
 
 class Gpus(_Part):
@@ -82,7 +82,7 @@ class Config(_Part):
     vcpu_type: Annotated[str, StringConstraints(pattern="^EPYC[A-Za-z0-9-]*$")] = "EPYC-v4"
     memory_gib: int = Field(ge=1, le=8192)
     swiotlb_mib: int = Field(ge=64, le=65536)
-    """What the guest shares with devices. It has to stand on the measured command line as well."""
+    """Memory that the guest shares with devices. The measured command line must contain it too."""
     run_folder: FilePath = "/run/adytum"
     """For QEMU's control socket."""
     boot: Boot
@@ -98,7 +98,7 @@ class Config(_Part):
             ("gpus.devices", list(self.gpus.devices) if self.gpus else []),
         ):
             if len(set(values)) != len(values):
-                raise ValueError(f"{what} has one value twice")
+                raise ValueError(f"{what} has the same value twice")
         return self
 
     @property
@@ -119,7 +119,7 @@ def load(path: Path) -> Config:
 
 
 def command_line(config: Config) -> str:
-    """The kernel's command line. Raises `LaunchError` where it cannot be what was measured."""
+    """The kernel's command line. Raises `LaunchError` if it cannot be the measured one."""
     path = config.boot.cmdline_file
     try:
         text = Path(path).read_text("ascii").removesuffix("\n")
@@ -137,7 +137,7 @@ def command_line(config: Config) -> str:
 
 
 def check_measured(config: Config, cmdline: str) -> bytes:
-    """What this launch will measure, 48 bytes. Raises `LaunchError` where an input is not the measured one."""
+    """The measurement of this launch, 48 bytes. Raises `LaunchError` if an input is not the measured one."""
     path = Path(config.boot.measurements)
     try:
         measured = Measurements.load(path)

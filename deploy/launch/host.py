@@ -15,18 +15,18 @@ _ENCRYPTION_LEAF = 0x8000001F
 
 @dataclass(frozen=True)
 class Host:
-    """Where facts come from. A recorded host is a folder with the same files, and in it `log` (dmesg),
-    `run/<program>` (what it says to --version) and `cpuid/8000001f` (four hexadecimal words)."""
+    """The source of the facts. A recorded host is a folder with the same files, and in it `log` (dmesg),
+    `run/<program>` (its output for --version) and `cpuid/8000001f` (four hexadecimal words)."""
 
     root: Path = Path("/")
 
     @property
     def recorded(self) -> bool:
-        """Whether this is another host than the one that runs."""
+        """Whether this is a recorded host instead of the running one."""
         return self.root != Path("/")
 
     def text(self, path: str) -> str | None:
-        """A text file (4 MiB of it); None where it cannot be read."""
+        """The beginning of a text file (4 MiB); None if it cannot be read."""
         try:
             with (self.root / path).open("rb") as file:
                 return file.read(_READ_LIMIT).decode("utf-8", "replace")
@@ -34,33 +34,33 @@ class Host:
             return None
 
     def has(self, path: str) -> bool:
-        """Whether the file or folder is there."""
+        """Whether the file or folder exists."""
         return (self.root / path).exists()
 
     def names(self, path: str) -> list[str] | None:
-        """The names in a folder; None where it cannot be read."""
+        """The names in a folder; None if it cannot be read."""
         try:
             return sorted(os.listdir(self.root / path))
         except OSError:
             return None
 
     def link(self, path: str) -> str | None:
-        """The last part of where a symbolic link points; None where there is none."""
+        """The last part of a symbolic link's target; None if there is no link."""
         try:
             return Path(os.readlink(self.root / path)).name
         except OSError:
             return None
 
     def log(self) -> str | None:
-        """The kernel's log since the start; None where it cannot be read."""
+        """The kernel's log since the start; None if it cannot be read."""
         return self.text("log") if self.recorded else _output(["dmesg"])
 
     def version(self, program: str) -> str | None:
-        """What the program says to --version; None where it cannot be run."""
+        """The program's output for --version; None if it cannot be run."""
         return self.text(f"run/{Path(program).name}") if self.recorded else _output([program, "--version"])
 
     def cbitpos(self) -> int | None:
-        """The encryption bit's position as the processor says it; needs the module `cpuid` and root."""
+        """The encryption bit's position, from the processor; needs the module `cpuid` and root."""
         if self.recorded:
             return _bit(self.text("cpuid/8000001f"))
         try:

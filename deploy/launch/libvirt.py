@@ -6,11 +6,11 @@ from adytum.deploy.launch.config import Config, LaunchError
 
 
 def domain(config: Config, cmdline: str, cbitpos: int) -> str:
-    """The domain's XML. Raises `LaunchError` for what a domain cannot say."""
+    """The domain's XML. Raises `LaunchError` for a setting that a domain cannot express."""
     if not config.network.outgoing:
         raise LaunchError(
-            "network.outgoing = false cannot be said in a domain with a user network: launch with QEMU, or edit the "
-            "domain for a network of yours that holds it"
+            "network.outgoing = false cannot be expressed in a domain with a user network: launch with QEMU, or edit "
+            "the domain for a network of yours that enforces it"
         )
     root = ET.Element("domain", type="kvm")
     _text(root, "name", config.name)

@@ -1,7 +1,7 @@
 """Whether a host can start confidential VMs with GPUs: a table with a verdict and advice per row.
 
-Advice for the operator, and no proof: what clients rely on is the evidence. What could not be found out is "unknown",
-and never "ok". The messages are Linux's (arch/x86/virt/svm/sev.c, arch/x86/kvm/svm/sev.c, drivers/crypto/ccp/sev-dev.c,
+This is advice for the operator, not proof: clients rely on the evidence. A fact that cannot be found out is "unknown",
+never "ok". The messages are Linux's (arch/x86/virt/svm/sev.c, arch/x86/kvm/svm/sev.c, drivers/crypto/ccp/sev-dev.c,
 drivers/iommu/amd/init.c).
 """
 
@@ -10,17 +10,15 @@ from collections.abc import Iterable
 
 from adytum.deploy.launch.config import Config
 from adytum.deploy.launch.host import Host, field
+from adytum.inference.preflight.gpus import hopper_vbios
+from adytum.inference.preflight.machine import amd_product
 from adytum.inference.preflight.table import NOT_KNOWN, OK, UNKNOWN, WRONG, Row
 
-_LINES = {
-    0x19: ((0x00, 0x0F, "Milan"), (0x10, 0x1F, "Genoa"), (0xA0, 0xAF, "Genoa")),
-    0x1A: ((0x00, 0x11, "Turin"),),
-}
 _BIOS = "in the BIOS, AMD CBS"
 
 
 def rows(host: Host, config: Config | None) -> list[Row]:
-    """The whole table. Without a file the rows about one machine are left out."""
+    """The whole table. Without a configuration the rows about one machine are omitted."""
     log = host.log()
     found = [
         _cpu(host),
@@ -47,7 +45,7 @@ def rows(host: Host, config: Config | None) -> list[Row]:
 
 
 def ready(table: Iterable[Row]) -> bool:
-    """Whether no row is wrong or unknown. The GPU's VBIOS may be: only its evidence tells it for certain."""
+    """Whether every row is ok. The GPU's VBIOS may be unknown: only the evidence shows it for certain."""
     return all(row.verdict == OK or (row.key == "vbios" and row.verdict == UNKNOWN) for row in table)
 
 
@@ -59,9 +57,9 @@ def _cpu(host: Host) -> Row:
         family, model = int(field(info, "cpu family") or ""), int(field(info, "model") or "")
     except ValueError:
         return Row("cpu", "CPU", NOT_KNOWN, wanted, UNKNOWN, "/proc/cpuinfo cannot be read; mount /proc")
-    for first, last, line in _LINES.get(family, ()):
-        if field(info, "vendor_id") == "AuthenticAMD" and first <= model <= last:
-            return Row("cpu", "CPU", f"{name}, {line}", wanted, OK)
+    product = amd_product(family, model) if field(info, "vendor_id") == "AuthenticAMD" else None
+    if product is not None:
+        return Row("cpu", "CPU", f"{name}, {product}", wanted, OK)
     return Row("cpu", "CPU", f"{name} (family {family}, model {model})", wanted, WRONG, "this CPU has no SEV-SNP")
 
 
@@ -102,7 +100,7 @@ def _parameters(host: Host) -> Row:
         or re.fullmatch(r"mem_encrypt=off|kvm_amd\.sev(_es|_snp)?=(0|n|N)|amd_iommu=(.*,)?pgtbl_v2(,.*)?", word)
     ]
     if bad:
-        advice = f"take {' '.join(bad)} out of the kernel's parameters and start the host again"
+        advice = f"remove {' '.join(bad)} from the kernel's parameters and reboot the host"
         return Row("cmdline", "kernel parameters", " ".join(bad), wanted, WRONG, advice)
     return Row("cmdline", "kernel parameters", "none of these", wanted, OK)
 
@@ -115,7 +113,7 @@ def _memory_encryption(log: str | None) -> Row:
         advice = f"{_BIOS} > CPU Common Options: SMEE Enabled"
         return Row("smee", name, "not enabled by the BIOS", wanted, WRONG, advice)
     if not re.search(r"SEV(-SNP)? API:", log):
-        return Row("smee", name, NOT_KNOWN, wanted, UNKNOWN, "run `modprobe ccp`; the log has nothing of the processor")
+        return Row("smee", name, NOT_KNOWN, wanted, UNKNOWN, "run `modprobe ccp`; the log does not mention SEV")
     return Row("smee", name, wanted, wanted, OK)
 
 
@@ -123,7 +121,7 @@ def _rmp(log: str | None) -> Row:
     name, wanted = "RMP table", "reserved by the BIOS"
     if log is None:
         return _no_log("rmp", name, wanted)
-    advice = f"{_BIOS}: SNP Memory (RMP Table) Coverage Enabled, not Auto; the next start takes up to half an hour"
+    advice = f"{_BIOS}: SNP Memory (RMP Table) Coverage Enabled, not Auto; the next boot takes up to half an hour"
     if "Memory for the RMP table has not been reserved by BIOS" in log:
         return Row("rmp", name, "not reserved", wanted, WRONG, advice)
     found = re.search(r"RMP table physical (?:range|address) \[?(0x[0-9a-f]+) - (0x[0-9a-f]+)", log)
@@ -174,7 +172,7 @@ def _device(host: Host) -> Row:
 
 
 def _firmware(log: str | None) -> Row:
-    # Linux does not initialise SNP on older ones (SNP_MIN_API_MAJOR and SNP_MIN_API_MINOR in sev-dev.c).
+    # Linux does not initialise SNP with older firmware (SNP_MIN_API_MAJOR and SNP_MIN_API_MINOR in sev-dev.c).
     name, wanted = "SNP firmware", "API 1.51 or later"
     if log is None:
         return _no_log("firmware", name, wanted)
@@ -200,7 +198,7 @@ def _iommu(host: Host, log: str | None) -> Row:
         advice = f"{_BIOS} > NBIO Common Options: SEV-SNP Support Enabled, not Auto"
         return Row("iommu", name, "without SNP", wanted, WRONG, advice)
     if "V2 page table mode, SNP cannot be supported" in log:
-        return Row("iommu", name, "with page tables of version 2", wanted, WRONG, "take amd_iommu=pgtbl_v2 out")
+        return Row("iommu", name, "with page tables of version 2", wanted, WRONG, "remove amd_iommu=pgtbl_v2")
     if not host.names("sys/class/iommu"):
         return Row("iommu", name, "none", wanted, WRONG, f"{_BIOS} > NBIO Common Options: IOMMU Enabled")
     if "IOMMU SNP support enabled" not in log:
@@ -226,13 +224,13 @@ def _qemu(host: Host, config: Config) -> Row:
         return Row("qemu", "QEMU", NOT_KNOWN, wanted, UNKNOWN, f"{config.qemu} cannot be run; install qemu-system-x86")
     version = ".".join(found.groups())
     if (int(found[1]), int(found[2])) < (9, 2):
-        advice = "9.1 is the first with SEV-SNP and refuses devices by VFIO there; Debian 13 has 10.0"
+        advice = "9.1 is the first with SEV-SNP, but refuses VFIO devices in such guests; Debian 13 has 10.0"
         return Row("qemu", "QEMU", version, wanted, WRONG, advice)
     return Row("qemu", "QEMU", version, wanted, OK)
 
 
 def _memory(host: Host, config: Config) -> Row:
-    # Private memory and what is shared are allocated apart, so the guest can take its size and its shared part.
+    # Private and shared memory are allocated separately, so the guest can use its size plus its shared part.
     needed = config.memory_gib * 1024 + config.swiotlb_mib
     wanted = f"{needed} MiB"
     found = re.match(r"(\d+) kB", field(host.text("proc/meminfo"), "MemAvailable") or "")
@@ -245,13 +243,13 @@ def _memory(host: Host, config: Config) -> Row:
 
 
 def _memlock(host: Host, config: Config) -> Row:
-    wanted = "unlimited, or the guest's memory and more"
+    wanted = "unlimited, or more than the guest's memory"
     text = host.text("proc/self/limits") or ""
     found = re.search(r"^Max locked memory +(\S+) ", text, re.MULTILINE)
     if found is None:
         return Row("memlock", "locked memory", NOT_KNOWN, wanted, UNKNOWN, "/proc/self/limits cannot be read")
     if found[1] != "unlimited" and int(found[1]) < (config.memory_gib + 1) * 1024**3:
-        advice = "VFIO pins what devices reach: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit"
+        advice = "VFIO pins memory that devices reach: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit"
         return Row("memlock", "locked memory", f"{int(found[1]) // 1024} KiB", wanted, WRONG, advice)
     return Row("memlock", "locked memory", found[1], wanted, OK)
 
@@ -280,7 +278,7 @@ def _bound(host: Host, device: str) -> Row:
     driver = host.link(f"sys/bus/pci/devices/{device}/driver")
     if driver == "vfio-pci":
         return Row("binding", "GPU's driver", driver, "vfio-pci", OK)
-    advice = f"deploy/launch/README.md has the commands that give {device} to vfio-pci; keep nvidia and nouveau off it"
+    advice = f"deploy/launch/README.md has the commands that bind {device} to vfio-pci; keep nvidia and nouveau off it"
     return Row("binding", "GPU's driver", driver or "none", "vfio-pci", WRONG, advice)
 
 
@@ -297,7 +295,7 @@ def _group(host: Host, device: str) -> Row:
     ]
     if strange:
         return Row(
-            "group", name, ", ".join(strange), wanted, WRONG, "give these to vfio-pci too, or turn on ACS in the BIOS"
+            "group", name, ", ".join(strange), wanted, WRONG, "bind these to vfio-pci too, or turn on ACS in the BIOS"
         )
     return Row("group", name, f"{len(names)} device{'s' * (len(names) > 1)}", wanted, OK)
 
@@ -307,13 +305,9 @@ def _vbios(host: Host, device: str) -> Row:
     version = field(host.text(f"proc/driver/nvidia/gpus/{device}/information"), "Video BIOS")
     if version is None:
         # vfio-pci cannot ask for it.
-        advice = "not readable under vfio-pci; `adytum preflight` in the guest and the evidence tell"
+        advice = "not readable under vfio-pci; `adytum preflight` in the guest and the evidence show it"
         return Row("vbios", name, NOT_KNOWN, wanted, UNKNOWN, advice)
-    if not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
-        return Row("vbios", name, version, wanted, UNKNOWN, "this version is not of Hopper's line")
-    if [int(part, 16) for part in version.split(".")] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
-        return Row("vbios", name, version, wanted, WRONG, "have the GPU's firmware updated; NVIDIA gives it to vendors")
-    return Row("vbios", name, version, wanted, OK)
+    return Row("vbios", name, version, wanted, *hopper_vbios(version))
 
 
 def _no_log(key: str, name: str, wanted: str) -> Row:

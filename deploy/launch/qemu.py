@@ -3,11 +3,11 @@
 from adytum.deploy.launch.config import Config
 
 _MODERN = "disable-legacy=on,iommu_platform=on"
-"""A confidential guest's virtio devices have to go through its shared memory."""
+"""A confidential guest's virtio devices must go through its shared memory."""
 
 
 def arguments(config: Config, cmdline: str, cbitpos: int) -> list[str]:
-    """The program and its arguments; nothing of the user's QEMU configuration, no default devices, no vsock."""
+    """The program and its arguments: without the user's QEMU configuration, default devices or vsock."""
     return [
         config.qemu,
         *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
@@ -26,14 +26,14 @@ def arguments(config: Config, cmdline: str, cbitpos: int) -> list[str]:
         *_disks(config),
         *_network(config),
         *_gpus(config),
-        # The guest's output is for whoever debugs an image; in service its host has no use for it.
+        # The guest's output helps to debug an image; in service the host has no use for it.
         *("-serial", "none", "-monitor", "none"),
         *("-qmp", f"unix:{config.run_folder}/{config.name}.qmp,server=on,wait=off"),
     ]
 
 
 def snp_guest(config: Config, cbitpos: int) -> str:
-    """The confidential guest. Of this the policy is in the report, and the hashes are in the measurement."""
+    """The confidential guest. The report contains the policy, and the measurement the hashes."""
     return (
         f"sev-snp-guest,id=sev0,policy={config.boot.guest_policy:#x},cbitpos={cbitpos},"
         f"reduced-phys-bits={config.snp.reduced_phys_bits},kernel-hashes=on"
@@ -53,7 +53,7 @@ def _network(config: Config) -> list[str]:
     net = config.network
     forward = f"hostfwd=tcp:{net.listen}:{net.port}-:{net.guest_port}"
     restrict = "off" if net.outgoing else "on"
-    # No option ROM: it would be the host's code in the guest's firmware, and not measured.
+    # No option ROM: it would be unmeasured code of the host in the guest's firmware.
     return [
         *("-netdev", f"user,id=net0,ipv6=off,restrict={restrict},{forward}"),
         *("-device", f"virtio-net-pci,netdev=net0,romfile=,{_MODERN}"),

@@ -1,10 +1,10 @@
 """Writes an uncompressed EROFS image whose every byte follows from the files' paths and contents.
 
-mkfs.erofs keeps modes and owners of the folder that it is given and lays files out differently in each release, so two
-people would get two dm-verity root hashes for the same weights. Here everything belongs to root, is read-only and has
-time 0; files lie one after another in the order of their paths, each in whole blocks, so the kernel reads them in long
-runs. Format: the kernel's filesystems/erofs.rst and fs/erofs/erofs_fs.h; extended inodes with plain data only, which
-every kernel since 5.4 reads. No links: the file that a link leads to is written in its place.
+mkfs.erofs keeps the modes and owners of its source folder and lays files out differently in each release, so two people
+would get two dm-verity root hashes for the same weights. Here everything belongs to root, is read-only and has time 0.
+Files lie one after another in the order of their paths, each in whole blocks, so the kernel reads them in long runs.
+Format: the kernel's filesystems/erofs.rst and fs/erofs/erofs_fs.h; extended inodes with plain data only, which every
+kernel since 5.4 reads. There are no links: a link's target is written in its place.
 """
 
 import struct
@@ -36,7 +36,7 @@ class ImageError(Exception):
 
 @dataclass
 class _Node:
-    """A file (`entries` is `None`) or a folder with its entries."""
+    """A file (`entries` is None) or a folder with its entries."""
 
     size: int = 0
     path: str = ""
@@ -53,10 +53,10 @@ def write(
     copy: Callable[[str, BinaryIO], int],
     uuid: bytes,
 ) -> int:
-    """Writes the image of `files` (path with forward slashes, size in bytes) to `out` from its start; returns its size.
+    """Writes the image of `files` (path with forward slashes, size in bytes) to `out` from its start.
 
-    `copy(path, out)` writes one file's content and returns its length. Raises `ImageError` where that is another
-    length than said, or where a path cannot be in an EROFS folder.
+    `copy(path, out)` writes one file's content and returns its length. Returns the image's size in bytes. Raises
+    `ImageError` if a length is not the stated size, or if a path cannot be in an EROFS folder.
     """
     root = _tree(files)
     nodes = list(_order(root))
@@ -98,7 +98,7 @@ def _tree(files: Iterable[tuple[str, int]]) -> _Node:
                 raise ImageError(f"{path}: {part} is a file and a folder")
         assert place.entries is not None
         if place.entries.setdefault(_name(name), node := _Node(size, path, parent=place)) is not node:
-            raise ImageError(f"{path} is there twice")
+            raise ImageError(f"{path} occurs twice")
     return root
 
 
@@ -110,14 +110,14 @@ def _name(part: str) -> bytes:
 
 
 def _order(node: _Node) -> Iterable[_Node]:
-    """A folder, then what it holds by name: the root comes first, since its number has 16 bits only."""
+    """A folder, then its entries by name. The root comes first, because its number has only 16 bits."""
     yield node
     for _, entry in sorted((node.entries or {}).items()):
         yield from _order(entry)
 
 
 def _folder(node: _Node) -> bytes:
-    """A folder's data: blocks of entries in the order of their names, each block's names behind its entries."""
+    """A folder's data: blocks of entries in the order of their names, each block's names after its entries."""
     assert node.entries is not None
     parent = node.parent or node
     entries = [(b".", node), (b"..", parent), *node.entries.items()]

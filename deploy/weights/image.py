@@ -1,12 +1,12 @@
 """`python -m adytum.deploy.weights.image make FOLDER IMAGE`: a model folder as one dm-verity file, and its manifest.
 
-The same files give the same image and the same root hash, whoever makes it, wherever and when:
-1. The files' manifest; where FOLDER has one already, the files must be the ones that it lists.
-2. An EROFS image of exactly these files (`erofs.py`), hashed again while it is written.
+The same files make the same image and the same root hash, on any machine and at any time:
+1. The files are listed in a manifest. If FOLDER has one already, its files must be these.
+2. An EROFS image of exactly these files is written (`erofs.py`). They are hashed again meanwhile.
 3. veritysetup appends superblock and hash tree. Salt and UUID derive from the manifest's `files_root`.
-4. A manifest with the root hash, beside the image: IMAGE.manifest.json. The backend's configuration names it.
-5. Where FOLDER has golden answers (`adytum models canary`) for these very files, a copy of them that belongs to this
-   manifest: IMAGE.canary.json.
+4. A manifest with the root hash is written beside the image: IMAGE.manifest.json. The backend's configuration names it.
+5. If FOLDER has golden answers (`adytum models canary`) for these very files, a copy that names this manifest is
+   written: IMAGE.canary.json.
 
 `verify` computes the root hash of an image without veritysetup and compares it with the manifest's.
 """
@@ -76,17 +76,17 @@ def verify(image: Path) -> None:
 
 
 def manifest_path(image: Path) -> Path:
-    """Where an image's manifest lies."""
+    """The path of an image's manifest."""
     return image.with_name(image.name + ".manifest.json")
 
 
 def canary_path(image: Path) -> Path:
-    """Where the golden answers of an image's model lie, if it has any."""
+    """The path of the golden answers of an image's model, if it has any."""
     return image.with_name(image.name + ".canary.json")
 
 
 def build(folder: Path, image: Path, source: Source | None = None) -> Manifest:
-    """Writes `image`, all of it or nothing; returns the manifest that names it.
+    """Writes `image`, all of it or nothing. Returns the manifest that names it.
 
     Raises `WeightsError`, `erofs.ImageError` or `VerityError`.
     """
@@ -110,12 +110,12 @@ def build(folder: Path, image: Path, source: Source | None = None) -> Manifest:
 
 
 def measure(image: Path, data_size: int) -> Verity:
-    """What an image is by its own bytes; the tree is not looked at. Raises `VerityError`."""
+    """The verity of an image, computed from its data; its hash tree is not read. Raises `VerityError`."""
     with image.open("rb") as stream:
         stream.seek(data_size)
         superblock = Superblock.parse(stream.read(SUPERBLOCK_SIZE))
         if superblock.data_blocks * superblock.data_block_size != data_size:
-            raise VerityError("the superblock is about data of another size")
+            raise VerityError("the superblock describes data of another size")
         stream.seek(0)
         digest = root_hash(stream, superblock, ProgressLine("hashing", _say))
     return Verity(
@@ -124,9 +124,9 @@ def measure(image: Path, data_size: int) -> Verity:
 
 
 def _copy_golden(folder: Path, manifest: Manifest, path: Path) -> None:
-    """The folder's golden answers name its own manifest's root: the image's is another, of the same files.
+    """Copies the folder's golden answers with the root of the image's manifest instead of the folder's.
 
-    Raises `CanaryFailed` where they belong to other files, `WeightsError` for a bad manifest.
+    Raises `CanaryFailed` if they belong to other files, `WeightsError` for an invalid manifest.
     """
     path.unlink(missing_ok=True)
     if not (folder / CANARY).exists():

@@ -82,10 +82,10 @@ def _environment(config: Config, devices: Devices) -> Mapping[str, str]:
     if confidential:
         for model in config.models:
             try:
-                cc_settings.refuse(model.arguments, {})
+                cc_settings.refuse(model.arguments)
             except cc_settings.ForbiddenFlag as error:
                 raise StepFailed(f"{model.id}: {error}") from error
-    return cc_settings.settings(confidential).environment
+    return cc_settings.environment(confidential).environment
 
 
 def _placements(config: Config, folders: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:

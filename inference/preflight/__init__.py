@@ -1,7 +1,8 @@
-"""Whether this machine is one that this version supports: a table with a verdict and advice per row.
+"""Whether this version supports this machine: a table with a verdict and advice per row.
 
-Advice for operators, and no proof: a host can show its guest another CPU, and drivers are asked, not verified. What
-clients rely on is the evidence. Nothing is changed here. What could not be found out is "unknown", and never "ok".
+This is advice for operators, not proof: a host can show its guest another CPU, and the drivers' answers are not
+verified. Clients rely on the evidence. Nothing is changed here. A fact that cannot be found out is "unknown", never
+"ok".
 """
 
 from adytum.inference.preflight import gpus, machine
@@ -12,7 +13,7 @@ __all__ = ["REQUIREMENTS", "Probe", "Row", "as_json", "as_text", "meets", "rows"
 
 
 def rows(probe: Probe) -> list[Row]:
-    """The whole table, always with every key of `REQUIREMENTS`. Raises nothing that a machine can cause."""
+    """The whole table, always with every key of `REQUIREMENTS`. No state of the machine makes it raise."""
     vm = machine.vm(probe)
     return [
         machine.cpu(probe, vm),

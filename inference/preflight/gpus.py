@@ -1,4 +1,4 @@
-"""The rows of the GPUs, from what the driver says of them."""
+"""The rows of the GPUs, from what their driver reports."""
 
 import re
 
@@ -11,6 +11,7 @@ _SUPPORTED = {
     "hopper": re.compile(r"\bH(100|200)\b"),
     "blackwell": re.compile(r"\bG?B(100|200|300)\b|RTX PRO 6000 Blackwell Server"),
 }
+_NOT_HOPPERS = "this is not a version for Hopper"
 _GPUS_WANTED = "H100 (PCIe, NVL, SXM), H200 or Blackwell"
 _GPU_ROWS = {
     "driver": ("GPU driver", "535.86 or later"),
@@ -33,7 +34,7 @@ def gpus(probe: Probe) -> list[Row]:
     for place, gpu in enumerate(gpus):
         number = f" {place}" if len(gpus) > 1 else ""
         found += [_gpu(gpu, f"GPU{number}"), _vbios(gpu, f"VBIOS{number}")]
-    # The driver has one version and one state for all; were they to differ, every one would have to be right.
+    # The driver has one version and one state for all GPUs. If they differed, each would have to be right.
     for key, judge in (("driver", _driver), ("cc-mode", _cc), ("devtools", _devtools), ("switches", _switches)):
         found += [_row(key, *judgement) for judgement in dict.fromkeys(judge(gpu) for gpu in gpus)]
     found += [_row("ready", *judgement) for judgement in dict.fromkeys(_ready(gpu) for gpu in gpus)]
@@ -46,7 +47,7 @@ def _row(key: str, found: str, verdict: str, advice: str = "") -> Row:
 
 
 def _without_gpus(on_bus: int | None, reason: str) -> list[Row]:
-    """One reason is enough: it stands in the first row."""
+    """The rows without a GPU. The reason is in the first row only."""
     if on_bus == 0:
         advice = "pass a GPU through to this machine"
         first = Row("gpu", "GPU", "no NVIDIA device on the PCI bus", _GPUS_WANTED, WRONG, advice)
@@ -57,7 +58,7 @@ def _without_gpus(on_bus: int | None, reason: str) -> list[Row]:
 
 
 def _on_bus(probe: Probe) -> int | None:
-    """Display controllers of NVIDIA (class 03) on the PCI bus; None where this kernel shows no such bus."""
+    """How many of NVIDIA's display controllers (class 03) are on the PCI bus; None if this kernel shows no such bus."""
     names = probe.names("sys/bus/pci/devices")
     if names is None:
         return None
@@ -83,15 +84,20 @@ def _gpu(gpu: GpuInfo, name: str) -> Row:
 def _vbios(gpu: GpuInfo, name: str) -> Row:
     version, wanted = gpu.vbios_version, _GPU_ROWS["vbios"][1]
     if gpu.architecture == "blackwell":
-        # Its line has other numbers, and the first one of it already has confidential computing.
+        # Blackwell's versions count differently, and its first one already has confidential computing.
         return Row("vbios", name, version, "no minimum on Blackwell", OK)
-    fields = version.split(".")
-    # Two hexadecimal digits per field. Another line than Hopper's 96 cannot be compared.
-    if gpu.architecture != "hopper" or len(fields) != 5 or not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
-        return Row("vbios", name, version or NOT_KNOWN, wanted, UNKNOWN, "this version is not of Hopper's line")
-    if [int(field, 16) for field in fields] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
-        return Row("vbios", name, version, wanted, WRONG, "have the GPU's firmware updated; NVIDIA gives it to vendors")
-    return Row("vbios", name, version, wanted, OK)
+    verdict, advice = hopper_vbios(version) if gpu.architecture == "hopper" else (UNKNOWN, _NOT_HOPPERS)
+    return Row("vbios", name, version or NOT_KNOWN, wanted, verdict, advice)
+
+
+def hopper_vbios(version: str) -> tuple[str, str]:
+    """Verdict and advice for the VBIOS of a Hopper GPU: 96.00.5E.00.01 is the first with confidential computing."""
+    # Two hexadecimal digits per field. Hopper's versions start with 96; others cannot be compared.
+    if not re.fullmatch(r"96(\.[0-9A-Fa-f]{2}){4}", version):
+        return UNKNOWN, _NOT_HOPPERS
+    if [int(field, 16) for field in version.split(".")] < [0x96, 0x00, 0x5E, 0x00, 0x01]:
+        return WRONG, "update the GPU's firmware; the machine's vendor has it"
+    return OK, ""
 
 
 def _driver(gpu: GpuInfo) -> tuple[str, str, str]:
@@ -129,6 +135,6 @@ def _switches(gpu: GpuInfo) -> tuple[str, str, str]:
 
 def _ready(gpu: GpuInfo) -> tuple[str, str, str]:
     if gpu.ready is None:
-        return NOT_KNOWN, UNKNOWN, "the driver does not tell; run this as root, with CC mode on"
-    # Not ready is how a machine starts: the backend sets it after it verified its own evidence.
+        return NOT_KNOWN, UNKNOWN, "the driver does not report it; run this as root, with CC mode on"
+    # A machine starts "not ready": the backend sets the state after it has verified its own evidence.
     return "ready" if gpu.ready else "not ready yet", OK, ""

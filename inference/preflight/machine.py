@@ -1,4 +1,5 @@
-"""The rows of the machine: processor, virtual machine, kernel, system, and what could write memory to a disk."""
+"""The rows of the machine: processor, virtual machine, kernel, system, and everything that could write memory to a
+disk."""
 
 import re
 import struct
@@ -27,7 +28,7 @@ def vm(probe: Probe) -> Vm:
         return Vm(kind, Row("confidential-vm", "confidential VM", found, wanted, verdict, advice))
 
     flags = _cpu_field(probe, "flags").split()
-    # The kernel makes these for guests of the kind alone: the devices' drivers attach to nothing else.
+    # The kernel makes these only in SEV-SNP guests: the drivers attach to nothing else.
     if probe.has("dev/sev-guest") or probe.has("sys/devices/system/cpu/sev/vmpl"):
         return verdict("sev-snp", "SEV-SNP")
     if "tdx_guest" in flags:
@@ -57,7 +58,7 @@ def vm(probe: Probe) -> Vm:
     )
 
 
-# By CPUID family; each first and last model, and the product as AMD's keys name it.
+# By CPUID family: first model, last model, and the product's name in AMD's key hierarchy.
 _AMD = {
     0x19: ((0x00, 0x0F, "Milan"), (0x10, 0x1F, "Genoa"), (0xA0, 0xAF, "Genoa")),
     0x1A: ((0x00, 0x11, "Turin"),),
@@ -65,7 +66,7 @@ _AMD = {
 
 
 def _cpu_field(probe: Probe, name: str) -> str:
-    """A field of the first processor; empty where there is none."""
+    """A field of the first processor; empty if there is none."""
     found = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", probe.text("proc/cpuinfo") or "", re.MULTILINE)
     return found[1].strip() if found else ""
 
@@ -77,17 +78,22 @@ def cpu(probe: Probe, vm: Vm) -> Row:
     if not vendor:
         return Row("cpu", "CPU", NOT_KNOWN, wanted, UNKNOWN, "/proc/cpuinfo cannot be read; mount /proc")
     found = f"{model_name or vendor} (family {family}, model {model})"
-    if vendor == "AuthenticAMD":
-        ranges = _AMD.get(family or 0, ())
-        product = next((name for first, last, name in ranges if model is not None and first <= model <= last), None)
-        if product is not None:
-            return Row("cpu", "CPU", f"{model_name}, {product}", wanted, OK)
-    # What runs SEV-SNP or TDX can, whatever model its host shows.
+    product = amd_product(family, model) if vendor == "AuthenticAMD" else None
+    if product is not None:
+        return Row("cpu", "CPU", f"{model_name}, {product}", wanted, OK)
+    # A machine that runs SEV-SNP or TDX is capable of it, whatever model its host shows.
     if vm.kind:
         return Row("cpu", "CPU", found, wanted, OK)
     if vendor not in ("AuthenticAMD", "GenuineIntel") or (vendor == "AuthenticAMD" and (family or 0x19) < 0x19):
         return Row("cpu", "CPU", found, wanted, WRONG, "SEV-SNP needs EPYC Milan, Genoa, Turin or later; TDX, Intel's")
     return Row("cpu", "CPU", found, wanted, UNKNOWN, "this model is not in the table; the evidence will tell")
+
+
+def amd_product(family: int | None, model: int | None) -> str | None:
+    """AMD's name of a processor with SEV-SNP; None for any other."""
+    if family is None or model is None:
+        return None
+    return next((name for first, last, name in _AMD.get(family, ()) if first <= model <= last), None)
 
 
 def _integer(text: str) -> int | None:
@@ -101,7 +107,7 @@ def reports(probe: Probe, vm: Vm) -> Row:
     if vm.kind == "azure":
         if probe.has("dev/tpmrm0"):
             return row("/dev/tpmrm0")
-        return row("none", WRONG, "the virtual TPM is not there: give the machine one, run `modprobe tpm_crb`")
+        return row("none", WRONG, "the virtual TPM is missing: give the machine one, run `modprobe tpm_crb`")
     if probe.has("sys/kernel/config/tsm/report"):
         return row("configfs-tsm")
     if probe.has("dev/sev-guest"):
@@ -140,7 +146,7 @@ def system(probe: Probe) -> Row:
     found = fields.get("PRETTY_NAME") or fields.get("ID") or NOT_KNOWN
     version = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", fields.get("VERSION_ID", ""))
     if fields.get("ID") != "ubuntu" or version is None:
-        return Row("os", "system", found, wanted, UNKNOWN, "not tried on this system; use Ubuntu 22.04 or later")
+        return Row("os", "system", found, wanted, UNKNOWN, "not tested on this system; use Ubuntu 22.04 or later")
     if (int(version[1]), int(version[2])) < (22, 4):
         return Row("os", "system", found, wanted, WRONG, "install Ubuntu 22.04 or later")
     return Row("os", "system", found, wanted, OK)
@@ -153,7 +159,7 @@ def swap(probe: Probe) -> Row:
         return Row("swap", "swap", NOT_KNOWN, "off", UNKNOWN, "/proc/swaps cannot be read; mount /proc")
     areas = [line.split()[0] for line in lines[1:] if line.strip()]
     if areas:
-        advice = "run `swapoff -a` and take the swap areas out of /etc/fstab: the disk is the host's"
+        advice = "run `swapoff -a` and remove the swap areas from /etc/fstab: the disk is the host's"
         return Row("swap", "swap", ", ".join(areas), "off", WRONG, advice)
     return Row("swap", "swap", "off", "off", OK)
 
@@ -172,7 +178,7 @@ def core_dumps(probe: Probe) -> Row:
     pattern = pattern.strip()
     if pattern in _DISCARDS:
         return row("off", OK)
-    # A program or a socket gets every dump, whatever the limits say.
+    # A program or a socket receives every dump, whatever the limits are.
     if pattern.startswith(("|", "@")):
         return row(f"go to {pattern.split()[0][1:] or 'a program'}", WRONG, off)
     limit = re.search(r"^Max core file size +\S+ +(\S+)", probe.text("proc/self/limits") or "", re.MULTILINE)
@@ -189,7 +195,7 @@ def crash_dump(probe: Probe) -> Row:
 
     loaded = probe.text("sys/kernel/kexec_crash_loaded")
     if loaded is None:
-        # A kernel that cannot do it has no such file, but does have the folder.
+        # A kernel without crash dumps has the folder but not this file.
         return row("the kernel has none", OK) if probe.names("sys/kernel") else row(NOT_KNOWN, UNKNOWN, "mount /sys")
     if loaded.strip() == "0":
         return row("off", OK)

@@ -1,4 +1,4 @@
-"""Where the facts come from: files below a folder, and the NVIDIA driver. Reads, and changes nothing."""
+"""The source of the facts: files below a folder, and the NVIDIA driver. Reads, and changes nothing."""
 
 import os
 import struct
@@ -12,21 +12,21 @@ _READ_LIMIT = 64 * 1024
 
 
 def nvidia() -> tuple[GpuInfo, ...]:
-    """What the NVIDIA driver says of each GPU. Raises `CollectionError`."""
+    """What the NVIDIA driver reports of each GPU. Raises `CollectionError`."""
     return NvidiaGpus().facts()
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Where facts come from."""
+    """The source of the facts."""
 
     gpus: Callable[[], Sequence[GpuInfo]] = nvidia
     """Raises `CollectionError`."""
     root: Path = Path("/")
-    """Holds /proc, /sys, /dev and /etc. Tests act as another machine with it."""
+    """Holds /proc, /sys, /dev and /etc. Tests use it to pose as another machine."""
 
     def text(self, path: str) -> str | None:
-        """The beginning of a text file (64 KiB); None where it cannot be read."""
+        """The beginning of a text file (64 KiB); None if it cannot be read."""
         try:
             with (self.root / path).open("rb") as file:
                 return file.read(_READ_LIMIT).decode("utf-8", "replace")
@@ -34,21 +34,21 @@ class Probe:
             return None
 
     def has(self, path: str) -> bool:
-        """Whether the file or folder is there."""
+        """Whether the file or folder exists."""
         try:
             return (self.root / path).exists()
         except OSError:
             return False
 
     def names(self, path: str) -> list[str] | None:
-        """The names in a folder; None where it cannot be read."""
+        """The names in a folder; None if it cannot be read."""
         try:
             return sorted(os.listdir(self.root / path))
         except OSError:
             return None
 
     def cpuid(self, leaf: int) -> tuple[int, int, int, int] | None:
-        """(eax, ebx, ecx, edx) from the kernel's cpuid device, which takes root; None where it cannot be read."""
+        """(eax, ebx, ecx, edx) from the kernel's cpuid device, which needs root; None if it cannot be read."""
         try:
             with (self.root / "dev/cpu/0/cpuid").open("rb", buffering=0) as file:
                 found = os.pread(file.fileno(), 16, leaf)

@@ -1,4 +1,4 @@
-"""The table: its rows, when it meets a requirement, and how people and machines read it."""
+"""The table: its rows, whether it meets a requirement, and its forms for people and for machines."""
 
 import json
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 OK, WRONG, UNKNOWN = "ok", "wrong", "unknown"
 NOT_KNOWN = "not known"
-"""What is found where nothing could be."""
+"""`found`, if nothing could be found out."""
 REQUIREMENTS: dict[str, frozenset[str]] = {
     "cc-on": frozenset(
         {
@@ -28,7 +28,7 @@ REQUIREMENTS: dict[str, frozenset[str]] = {
         }
     )
 }
-"""Keys of the rows that have to be there and ok."""
+"""Keys of the rows that must be present and ok."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Row:
     verdict: str
     """ok, wrong or unknown."""
     advice: str = ""
-    """What to do; empty where the verdict is ok."""
+    """What to do; empty if the verdict is ok."""
 
 
 def meets(table: Iterable[Row], requirement: str) -> bool:
-    """Whether every row that `requirement` needs is there and ok. Raises `KeyError` for one that is not known."""
+    """Whether every row that `requirement` needs is present and ok. Raises `KeyError` for an unknown one."""
     needed = REQUIREMENTS[requirement]
     concerned = [row for row in table if row.key in needed]
     return {row.key for row in concerned} == needed and all(row.verdict == OK for row in concerned)
@@ -61,7 +61,7 @@ def as_json(table: Iterable[Row]) -> str:
 
 
 def as_text(table: Iterable[Row], *, colour: bool = False) -> str:
-    """For people: one aligned line per row, and under it what to do where it is not ok."""
+    """For people: one aligned line per row, and under it what to do if it is not ok."""
     listed = [(row, [_plain(cell) for cell in (row.name, row.found, row.wanted)]) for row in table]
     names, found = (max((len(cells[column]) for _, cells in listed), default=0) for column in (0, 1))
     paint = {OK: "32", WRONG: "31", UNKNOWN: "33"}
@@ -76,5 +76,5 @@ def as_text(table: Iterable[Row], *, colour: bool = False) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of the machine's files and drivers goes to a terminal: nothing there may steer it."""
+    """Text from the machine's files and drivers goes to a terminal, so control characters are replaced."""
     return "".join(char if char.isprintable() else "?" for char in text)

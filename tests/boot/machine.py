@@ -42,7 +42,7 @@ class Machine:
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
     def until(self, text: str, seconds: float) -> float:
-        """Seconds since the start when the console had `text`. Fails where it never has."""
+        """Seconds since the start when the console had `text`. Fails if it never has."""
         while text not in self.said():
             assert self.process.poll() is None, f"the machine ended:\n{self.said()[-3000:]}"
             assert time.monotonic() - self.began < seconds, f"{text!r} not within {seconds} s:\n{self.said()[-3000:]}"
@@ -141,7 +141,7 @@ def ready(url: str, context: object) -> bool:
 def serving(machine: Machine, folder: Path, seconds: float) -> tuple[str, Path, ssl.SSLContext]:
     """Its URL, its certificate's file and a context that trusts it, once it serves."""
     url = f"https://localhost:{machine.port}"
-    # TLS carries the seal and is not relied upon: its key is checked against the evidence by whoever wants to.
+    # TLS carries the seal and is not relied upon: a client may compare its key with the evidence.
     certificate = folder / "certificate.pem"
     while not certificate.exists():
         try:

@@ -120,7 +120,7 @@ def test_a_changed_bit_of_the_weights_stops_it(tmp_path: Path) -> None:
         (lambda line: re.sub(r"(adytum\.root=)[0-9a-f]{4}", r"\g<1>0000", line), "dm-verity device corrupted"),
         (lambda line: re.sub(r"adytum\.root=\S+", "", line), "no adytum.root="),
         (lambda line: re.sub(r"(adytum\.model=llama:)[0-9a-f]{4}", r"\g<1>0000", line), "dm-verity device corrupted"),
-        (lambda line: re.sub(r"(adytum\.root=[0-9a-f]{64}):\d+", r"\g<1>:4096", line), "is not what root hash"),
+        (lambda line: re.sub(r"(adytum\.root=[0-9a-f]{64}):\d+", r"\g<1>:4096", line), "does not match root hash"),
         (lambda line: line.replace("adytum.model=e5:", "adytum.model=e6:"), 'no disk with serial number "e6"'),
     ],
     ids=["root hash", "no root", "model's hash", "no tree there", "missing disk"],

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def pod(documents: list[dict[str, Any]]) -> dict[str, Any]:
     spec = one(documents, "StatefulSet")["spec"]["template"]["spec"]
     assert isinstance(spec, dict)
     return spec
+
+
+def test_the_chart_has_the_projects_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
 
 
 def test_helm_has_nothing_to_complain_about() -> None:

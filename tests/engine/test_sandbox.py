@@ -225,7 +225,7 @@ def test_a_missing_folder_is_named(world: World) -> None:
         [sys.executable, "-P", "-c", HOSTILE, json.dumps(told)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode != 0
-    assert "/nowhere/model is not there" in done.stderr
+    assert "/nowhere/model is missing" in done.stderr
 
 
 def test_the_sandbox_without_root() -> None:

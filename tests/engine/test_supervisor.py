@@ -178,11 +178,11 @@ def test_an_engine_without_progress_is_restarted_only_while_it_has_a_request(tmp
         one = _One(tmp_path)
         watching = await one.up()
         await asyncio.sleep(1.2)
-        assert one.supervisor.restarts == 0, "an idle engine makes no progress, and that is no fault"
+        assert one.supervisor.restarts == 0, "an idle engine makes no progress, and that is not a fault"
         (one.folder / "progress").touch()
         asking = asyncio.create_task(one.ask())
         await asyncio.sleep(1.2)
-        assert one.supervisor.restarts == 0, "a request that takes long is no fault while tokens are made"
+        assert one.supervisor.restarts == 0, "a request that takes long is not a fault while tokens are made"
         (one.folder / "progress").unlink()
         assert await asking == "cut"
         await _until(lambda: one.supervisor.state is State.LIVE)

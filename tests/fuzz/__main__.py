@@ -18,7 +18,7 @@ _LONGEST = 2048
 
 
 def main() -> int:
-    """0 where nothing was found."""
+    """Returns 0 if nothing was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--seconds", type=int, default=600)

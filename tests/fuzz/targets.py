@@ -1,4 +1,4 @@
-"""Fuzz targets: each is one sentence that has to hold for any bytes. A target returns where it holds, else raises.
+"""Fuzz targets: each is one sentence that must hold for any bytes. A target returns if it holds, else raises.
 
 `python -m tests.fuzz TARGET` looks for bytes that break one, guided by coverage (needs atheris);
 `test_corpus.py` runs what was found before, and random bytes, in the ordinary run.
@@ -113,15 +113,15 @@ def json_admission(data: bytes) -> None:
 
 
 def image_size(data: bytes) -> None:
-    """Bytes are an image of four kinds with a size, or `BadImage`; what stands behind an image changes neither, so
-    that the salt does not, and a beginning of one has its size or none."""
+    """Bytes are an image of four kinds with a size, or `BadImage`. Bytes after an image, like the salt, change neither,
+    and the beginning of an image has its size or none."""
     found = _image(data)
     if found is None:
         return
     if found.kind not in ("png", "jpeg", "gif", "webp") or not found.pixels > 0:
         raise Broken("an image without a kind or a size")
     if _image(data + b"5a" * 32) != found:
-        raise Broken("what stands behind it changes it")
+        raise Broken("bytes after it change it")
     if _image(data[: len(data) // 2]) not in (None, found):
         raise Broken("its beginning reads otherwise")
 

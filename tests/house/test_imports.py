@@ -322,7 +322,8 @@ LAYERS = {
     "inference/client": ("errors", "origin", "answers", "reader", "session", "workspace", "transport", "proxy"),
     "inference/engine": ("run", "weights", "placement", "supervise"),
     "benchmarks": (
-        *("errors", "runfile", "report", "load", "channel", "parts", "runs", "leakage", "cc", "gpu", "__main__"),
+        *("errors", "processes", "runfile", "report", "load", "channel"),
+        *("parts", "runs", "leakage", "cc", "gpu", "__main__"),
     ),
     "deploy": ("engine_plugin", "launch", "weights", "demo"),
 }

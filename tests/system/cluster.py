@@ -139,7 +139,7 @@ class Cluster:
     def request(
         self, method: str, path: str, host: str | None = None, content: bytes = b"", **headers: str
     ) -> httpx2.Response:
-        """A plain request to HAProxy, on the common name or a replica's; status 599 where nobody listens."""
+        """A plain request to HAProxy, on the common name or a replica's; status 599 if nothing listens."""
         context = ssl.create_default_context(cafile=str(self.folder / "certificate.pem"))
         try:
             with httpx2.Client(verify=context, timeout=30) as client:
@@ -154,7 +154,7 @@ class Cluster:
 
     @contextmanager
     def proxy(self, *upstreams: str) -> Iterator[str]:
-        """A real `adytum proxy` process; gives its origin."""
+        """A real `adytum proxy` process. Yields its origin."""
         port = free_port()
         command = [sys.executable, "-m", "adytum.inference", "proxy", "--port", str(port), "--policy", str(self.policy)]
         for upstream in upstreams:
@@ -207,7 +207,7 @@ def certificate(path: Path) -> None:
 
 
 def balancer(folder: Path, port: int, ports: dict[str, int], *, whole: bool) -> Path:
-    """The shipped configuration with this test's addresses, and a rogue replica that somebody added."""
+    """The shipped configuration with this test's addresses, and a rogue replica that an attacker added."""
     text = (SHIPPED / "haproxy.cfg").read_text()
     shutil.copy(SHIPPED / "lost.http", folder)
     (folder / "hosts.map").write_text("".join(f"{address} {name}\n" for name, address in HOSTS.items()))

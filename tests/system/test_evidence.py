@@ -105,5 +105,5 @@ def test_the_process_that_holds_the_keys_leaves_no_core_dump(backend: RunningBac
     limits = Path(f"/proc/{backend.process.pid}/limits").read_text()
     (line,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
     assert line.split()[4:6] == ["0", "0"]
-    # Not dumpable: what /proc shows of the process belongs to root, whoever runs it.
+    # Not dumpable: the process's files in /proc belong to root, whichever user runs it.
     assert Path(f"/proc/{backend.process.pid}/environ").stat().st_uid == 0

@@ -61,7 +61,7 @@ def counts(cluster: Cluster) -> dict[str, int]:
 
 
 def kill_in_the_middle(replica: Replica, log: Path) -> str:
-    """Ends it while its engine works at a request of which no byte was answered; gives the request's name."""
+    """Ends it while its engine works on a request without an answered byte. Returns the request's name."""
     seen = len(replica.asked)
     found: list[str] = []
 

@@ -178,7 +178,7 @@ CASES: list[tuple[str, Files, str, str]] = [
     ("cpu", {"proc/cpuinfo": None}, "unknown", "/proc"),
     ("confidential-vm", {"dev/sev-guest": None}, "unknown", "modprobe sev-guest"),
     ("confidential-vm", {"dev/sev-guest": None, "sys/devices/system/cpu/sev/vmpl": "0\n"}, "ok", "SEV-SNP"),
-    # A host has the flag as well, and is no guest.
+    # A host has the flag as well, but is not a guest.
     ("confidential-vm", {"dev/sev-guest": None, "proc/cpuinfo": GENOA.replace(" hypervisor", "")}, "wrong", "neither"),
     ("confidential-vm", {"dev/sev-guest": None, "proc/cpuinfo": GENOA.replace("sev_snp", "sev")}, "wrong", "neither"),
     ("confidential-vm", {"dev/sev-guest": None, "proc/cpuinfo": GENOA.replace("sev_snp", "my_tdx_guest")}, "wrong", ""),
@@ -274,8 +274,8 @@ GPUS: list[tuple[str, GpuInfo, str, str]] = [
     ("driver", replace(H100, driver_version="550.90.07-open"), "unknown", "535.86"),
     ("driver", replace(H100, driver_version=""), "unknown", "not known"),
     ("vbios", replace(H100, vbios_version="96.00.5E.00.01"), "ok", ""),
-    ("vbios", replace(H100, vbios_version="96.00.5E.00.00"), "wrong", "updated"),
-    ("vbios", replace(H100, vbios_version="96.00.30.00.01"), "wrong", "updated"),
+    ("vbios", replace(H100, vbios_version="96.00.5E.00.00"), "wrong", "update the GPU"),
+    ("vbios", replace(H100, vbios_version="96.00.30.00.01"), "wrong", "update the GPU"),
     # Fields are hexadecimal: A5 is more than 5E, and 9 as a digit is less than A.
     ("vbios", replace(H100, vbios_version="96.00.A5.00.01"), "ok", ""),
     ("vbios", replace(H100, vbios_version="96.01.00.00.00"), "ok", ""),
@@ -331,7 +331,7 @@ def test_no_gpu_at_all(machine: Machine, tmp_path: Path) -> None:
     missing = CollectionError("no library")
     none: Files = {name: None for name in SNP if "0000:01" in name}
     assert one(machine(none, missing), "gpu").verdict == "wrong"
-    # Audio of a GPU (class 04) is none, and NVIDIA's NVSwitch (class 06) is none.
+    # A GPU's audio device (class 04) does not count, and neither does NVIDIA's NVSwitch (class 06).
     audio = {"sys/bus/pci/devices/0000:01:00.1/vendor": "0x10de\n", "sys/bus/pci/devices/0000:01:00.1/class": "0x0403"}
     assert one(machine({**none, **audio}, missing), "gpu").verdict == "wrong"
 

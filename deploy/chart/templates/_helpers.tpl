@@ -1,8 +1,8 @@
-{{/* A replica's name is <this>-<number>: at most 63 characters of [a-z0-9-], as server.replica takes it. */}}
+{{/* A replica's name is <this>-<number>: at most 63 characters of [a-z0-9-], as server.replica requires. */}}
 {{- define "adytum.name" -}}
 {{- $name := .Release.Name | trunc 50 | trimSuffix "-" -}}
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
-{{- fail "the release's name begins with a letter and has a to z, 0 to 9 and hyphens only: it is part of the replicas' names" -}}
+{{- fail "the release's name must begin with a letter and have only a to z, 0 to 9 and hyphens: it is part of the replicas' names" -}}
 {{- end -}}
 {{- $name -}}
 {{- end -}}

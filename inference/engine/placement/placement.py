@@ -1,8 +1,8 @@
-"""Which models fit on one GPU, and what each engine is told so that they do.
+"""Which models fit on one GPU, and the arguments of each engine that make them fit.
 
 A pure computation: sizes in, a plan out (docs/placement.md has the formulas). Bytes are counted as vLLM 0.32.0 counts
-them, in blocks that a model's layers share, so that an engine given the plan's numbers neither refuses to start nor
-takes memory that another was given. GB is 10**9 bytes.
+them, in blocks that a model's layers share, so that an engine with the plan's numbers neither refuses to start nor
+takes another engine's memory. GB is 10**9 bytes.
 """
 
 import math
@@ -18,20 +18,21 @@ from adytum.inference.engine.run.cc_settings import options, stands_for
 GB = 10**9
 MIB = 2**20
 CARDS = {"80GB": 81_559 * MIB, "94GB": 95_830 * MIB, "141GB": 143_771 * MIB}
-"""Memory as `nvidia-smi` reports it, by the size that the card is sold with: H100, H100 NVL, H200."""
+"""Memory as `nvidia-smi` reports it, by the advertised size: H100, H100 NVL, H200."""
 RESERVE = GB
-"""Nobody's: CUDA shows about half a GB less than `nvidia-smi`, and the rest is for what the figures below miss."""
+"""Given to no engine: CUDA shows about half a GB less than `nvidia-smi`, and the rest covers what the figures below
+miss."""
 GENERATING_OVERHEAD = 3 * GB
 POOLING_OVERHEAD = 2 * GB
-"""Per process beside weights and KV cache: CUDA's context, activations, CUDA graphs, libraries' workspaces. Reported as
-2 to 3 GB, not measured here; a pooling model has no KV cache and captures fewer graphs."""
+"""Per process, in addition to weights and KV cache: CUDA's context, activations, CUDA graphs, libraries' workspaces.
+Reported as 2 to 3 GB, not measured here; a pooling model has no KV cache and captures fewer graphs."""
 CUDA_CONTEXT = GB
 """The part of the overhead that a process has taken before vLLM looks at how much memory is free."""
 PREFILL_TOKENS = 2048
-"""Tokens of one step. A 70B model's step is bound by computation long before that, and every layer with a window holds
-twice as many tokens beyond it while a prompt is read. vLLM's own default on such a card is 8192."""
+"""Tokens of one step. A 70B model's step is bound by computation with far fewer, and every layer with a window holds
+twice as many tokens beyond the window while a prompt is read. vLLM's own default on such a card is 8192."""
 _STEPS_IN_FLIGHT = 2
-"""On a GPU vLLM schedules a step while the one before it runs, and frees a window's blocks only behind both."""
+"""On a GPU vLLM schedules a step while the previous one runs, and frees a window's blocks only after both."""
 BLOCK_TOKENS = 16
 MAX_SEQS = 256
 POOLING_SEQS = 64
@@ -39,7 +40,7 @@ POOLING_SEQS = 64
 DEFAULT_LENGTH = 4096
 """Tokens of prompt and answer together that a plan counts for each sequence."""
 
-# Arguments that the plan decides, and the configuration's name for the same; None where it has none.
+# Arguments that the plan decides, each with the configuration's name for it, or None if there is no such name.
 _DECIDED = {
     "--kv-cache-memory-bytes": "kv_cache_bytes",
     "--kv-cache-dtype": "kv_cache_dtype",
@@ -48,7 +49,7 @@ _DECIDED = {
     "--gpu-memory-utilization": None,
     "--device-memory-utilization": None,
 }
-# Arguments that change what a model needs in ways that are not counted here.
+# Arguments that change a model's needs in ways that are not counted here.
 _NOT_COUNTED = (
     *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--decode-context-parallel-size", "-dcp"),
     *("--speculative-config", "-sc", "--spec-model", "--enable-lora", "--block-size", "--num-gpu-blocks-override"),
@@ -59,7 +60,7 @@ _NOT_COUNTED = (
 class PlacementError(Exception):
     """The models do not fit, or cannot be planned. The message says by how many GB, or what to change.
 
-    `missing` is in bytes, 0 where the reason is another.
+    `missing` is in bytes, 0 for any other reason.
     """
 
     def __init__(self, text: str, missing: int = 0) -> None:
@@ -71,8 +72,9 @@ class PlacementError(Exception):
 class Blocks:
     """How vLLM lays out a model's KV cache: layers in groups of one size, and blocks of tokens for a whole group.
 
-    The group is as large as the rarer kind of layer, and the last group of the other kind is filled up with layers that
-    do not exist: Gemma 3 27B has 10 global layers and 52 with a window, which make one and six groups of 10.
+    The group's size is the number of layers of the rarer kind, and the last group of the other kind is padded with
+    layers that do not exist: Gemma 3 27B has 10 global layers and 52 with a window, which make one and six groups of
+    10.
     """
 
     global_groups: int
@@ -104,11 +106,11 @@ class Blocks:
         return self._of(length, min(self.window, length))
 
     def first(self, length: int) -> int:
-        """Blocks that must be free for a sequence of `length` tokens before vLLM takes it in."""
+        """Blocks that must be free for a sequence of `length` tokens before vLLM admits it."""
         return self._of(length, min(self.window - 1 + self.in_flight, length))
 
     def needed(self, sequences: float, length: int) -> int:
-        """Bytes for so many sequences of `length` tokens, one of which is still being read.
+        """Bytes for that many sequences of `length` tokens if one prompt is still being read.
 
         One block is vLLM's own.
         """
@@ -116,12 +118,12 @@ class Blocks:
         return (1 + self.first(length) - held + math.ceil(sequences * held)) * self.block_bytes
 
     def sequences(self, size: int, length: int) -> float:
-        """How many sequences of `length` tokens `size` bytes hold, one of which is still being read."""
+        """How many sequences of `length` tokens fit into `size` bytes if one prompt is still being read."""
         held = self.sequence(length)
         return max(0.0, (size // self.block_bytes - 1 - (self.first(length) - held)) / held)
 
     def longest(self, size: int, limit: int) -> int:
-        """The longest sequence in tokens, `limit` at most, with which an engine of `size` bytes starts; 0 for none."""
+        """The longest sequence, in tokens and up to `limit`, with which an engine of `size` bytes starts; 0 if none."""
         low, high = 0, limit
         while low < high:
             middle = (low + high + 1) // 2
@@ -129,34 +131,34 @@ class Blocks:
         return low
 
     def _of(self, length: int, kept: int) -> int:
-        # One more, as a window need not start where a block does.
+        # One more, because a window need not start at a block's start.
         sliding = -(-kept // self.tokens) + 1
         return self.global_groups * -(-length // self.tokens) + self.sliding_groups * sliding
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """One engine's part. Bytes but where it says otherwise."""
+    """One engine's part. Sizes are in bytes unless stated otherwise."""
 
     id: str
     shape: Shape
     kv_cache_dtype: str
     overhead: int
     kv_cache_bytes: int
-    """0 for a model that keeps none."""
+    """0 for a model without a KV cache."""
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     length: int
     """Tokens that were counted for each sequence."""
     sequences: float | None
-    """How many of them the KV cache holds; None for a model that keeps none."""
+    """How many of them the KV cache holds; None for a model without one."""
     utilization: float
-    """Of the GPU's memory, rounded down: vLLM does not start where less is free once CUDA's context is there."""
+    """Share of the GPU's memory, rounded down: vLLM does not start if less is free once CUDA's context exists."""
 
     @property
     def total(self) -> int:
-        """All that the process uses."""
+        """All memory that the process uses."""
         return self.shape.weight_bytes + self.overhead + self.kv_cache_bytes
 
     @property
@@ -169,21 +171,21 @@ class EnginePlan:
             *dtype,
             *("--max-model-len", str(self.max_model_len), "--max-num-seqs", str(self.max_num_seqs)),
             *("--max-num-batched-tokens", str(self.max_num_batched_tokens)),
-            # Without it each engine would want 92 % of the GPU to be free.
+            # Without it each engine would expect 92 % of the GPU to be free.
             *("--gpu-memory-utilization", f"{self.utilization:.3f}"),
         )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every engine of one GPU is told. `memory` is the GPU's, in bytes."""
+    """The parts of all engines of one GPU. `memory` is the GPU's, in bytes."""
 
     memory: int
     engines: tuple[EnginePlan, ...]
 
     @property
     def left(self) -> int:
-        """Bytes that nobody gets, `RESERVE` apart."""
+        """Bytes given to no engine, without `RESERVE`."""
         return self.memory - RESERVE - sum(engine.total for engine in self.engines)
 
     def table(self) -> str:
@@ -222,7 +224,7 @@ def _row(engine: EnginePlan) -> str:
 
 @dataclass(frozen=True)
 class _Wish:
-    """A model with all that its configuration says, before the KV cache is divided. `blocks` is None without one."""
+    """A model and its configuration, before the KV cache is divided. `blocks` is None for a model without one."""
 
     model: Model
     shape: Shape
@@ -236,13 +238,13 @@ class _Wish:
 
     @property
     def least(self) -> int:
-        """KV cache without which the engine would not start, or not serve one sequence of the planned length."""
+        """The least KV cache with which the engine starts and serves one sequence of the planned length."""
         if self.model.kv_cache_bytes is not None:
             return self.model.kv_cache_bytes
         return 0 if self.blocks is None else self.blocks.needed(1, self.model.max_model_len or self.length)
 
     def share(self, sequences: float) -> int:
-        """KV cache for so many sequences, or for as many as the configuration allows."""
+        """KV cache for that many sequences, or for as many as the configuration allows."""
         if self.blocks is None or self.model.kv_cache_bytes is not None:
             return self.least
         most = self.model.max_num_seqs or MAX_SEQS
@@ -252,12 +254,12 @@ class _Wish:
 def plan(config: Config, shapes: Mapping[str, Shape], memory: int, length: int = DEFAULT_LENGTH) -> Plan:
     """Divides a GPU of `memory` bytes between the configuration's models. `shapes` are by model id.
 
-    1. Weights and overhead of every model are taken from the memory, and what the configuration gives a model.
-    2. Every other model that keeps a KV cache gets enough for one sequence of its `max_model_len`, else of `length`.
-    3. What remains is divided so that each can hold the same number of sequences of `length` tokens at a time; a model
-       that the configuration allows fewer (`max_num_seqs`) gets no more than these, and the others the rest.
-    4. A model without `max_model_len` takes texts as long as its part holds, or as it knows.
-    Raises `PlacementError` where 1 and 2 do not fit.
+    1. Weights and overhead of every model are taken from the memory, and each KV cache that the configuration fixes.
+    2. Every other model with a KV cache gets enough for one sequence of its `max_model_len`, else of `length`.
+    3. The rest is divided so that each can hold the same number of sequences of `length` tokens at a time. A model with
+       a smaller `max_num_seqs` gets no more than that needs, and the others share what it does not take.
+    4. A model without `max_model_len` accepts texts as long as its part holds, up to the positions that it knows.
+    Raises `PlacementError` if 1 and 2 do not fit.
     """
     if length < 1:
         raise PlacementError("the length to plan for has to be at least one token")
@@ -278,7 +280,7 @@ def plan(config: Config, shapes: Mapping[str, Shape], memory: int, length: int =
 def memory_of(text: str) -> int:
     """Bytes of a GPU: the size of a card in `CARDS` ("80GB"), or an exact number with GB, GiB or MiB.
 
-    "80GB" is thus 85.5 * 10**9 bytes, as an H100 reports, and "79GB" is 79 * 10**9. Raises `PlacementError`.
+    So "80GB" is 85.5 * 10**9 bytes, as an H100 reports, and "79GB" is 79 * 10**9. Raises `PlacementError`.
     """
     spaceless = text.replace(" ", "")
     if spaceless in CARDS:
@@ -286,7 +288,7 @@ def memory_of(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(GB|GiB|MiB)", spaceless)
     if match is None or float(match[1]) == 0:
         raise PlacementError(
-            f"{text!r} is no GPU memory: write a card's size ({', '.join(CARDS)}), or a number with GB, GiB or MiB"
+            f"{text!r} is not a size of GPU memory: write a card's ({', '.join(CARDS)}) or a number with GB, GiB or MiB"
         )
     return int(float(match[1]) * {"GB": GB, "GiB": 1024 * MIB, "MiB": MIB}[match[2]])
 
@@ -298,7 +300,8 @@ def plan_command(config: Config, gpu_memory: str, length: int = DEFAULT_LENGTH) 
         folder = Path(model.source)
         if not folder.is_dir():
             raise PlacementError(
-                f"{model.id}: {model.source} is no folder here: plan where the model is, or put its config.json there"
+                f"{model.id}: {model.source} is not a folder here: plan on a machine with the model, or put its "
+                "config.json there"
             )
         try:
             shapes[model.id] = read(folder)
@@ -311,7 +314,7 @@ def _wish(model: Model, shape: Shape, length: int) -> _Wish:
     longest = model.max_model_len or shape.positions
     if longest > shape.positions:
         raise PlacementError(f"{model.id}: max_model_len = {longest}, but the model knows {shape.positions} positions")
-    # Texts of an encoder are not read in parts.
+    # An encoder does not read a text in parts.
     prefill = max(PREFILL_TOKENS, longest) if shape.encoder else PREFILL_TOKENS
     prefill = _checked_arguments(model) or prefill
     blocks = None if shape.encoder else Blocks.of(shape, _element(model.kv_cache_dtype), _STEPS_IN_FLIGHT * prefill)
@@ -322,7 +325,7 @@ def _wish(model: Model, shape: Shape, length: int) -> _Wish:
             missing = needed - model.kv_cache_bytes
             raise PlacementError(
                 f"{model.id}: kv_cache_bytes is {missing / GB:.2f} GB less than one sequence of "
-                f"{model.max_model_len or wish.length} tokens needs; give {needed}",
+                f"{model.max_model_len or wish.length} tokens needs; set it to {needed}",
                 missing,
             )
     return wish

@@ -1,8 +1,8 @@
 """What a model folder says about memory, read from `config.json` and the safetensors headers; no weights are loaded.
 
-A safetensors file starts with the length of its header, eight bytes little-endian, and the header, JSON that gives each
-tensor's place in the file (https://huggingface.co/docs/safetensors). Where a folder holds no weights yet, their size is
-computed from the architecture for the families that `_parameters` knows.
+A safetensors file starts with the length of its header, eight bytes little-endian, and the header, JSON with each
+tensor's place in the file (https://huggingface.co/docs/safetensors). If a folder holds no weights yet, their size is
+computed from the architecture, for the families that `_parameters` knows.
 """
 
 import json
@@ -15,7 +15,7 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _MAX_JSON = 100_000_000
 """Bytes; the limit that safetensors itself sets for a header."""
 _ENCODERS = ("Bert", "Roberta", "XLMRoberta")
-"""Architectures, by the start of their name, that read a text at once and keep no KV cache."""
+"""Architectures, by the start of their name, that read a text in one step and keep no KV cache."""
 _ROBERTA = ("Roberta", "XLMRoberta")
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -28,7 +28,7 @@ _GEMMA3 = {
     "tie_word_embeddings": True,
     "sliding_window_pattern": 6,
 }
-"""transformers' defaults (`Gemma3TextConfig`): the published files leave out what equals them."""
+"""transformers' defaults (`Gemma3TextConfig`): the published files omit values that equal them."""
 
 
 class ShapeError(Exception):
@@ -53,13 +53,13 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides about a model's memory. Heads and their size are those of one layer's keys, equal to its values'."""
+    """What determines a model's memory. Heads and their size are those of one layer's keys, and equal its values'."""
 
     architecture: str
     weight_bytes: int
     """Of the tensors as stored. vLLM loads fp32 as 16-bit numbers, so for those it is twice what the GPU will hold."""
     estimated: bool
-    """Whether `weight_bytes` is computed from the architecture, as there are no files to measure."""
+    """Whether `weight_bytes` is computed from the architecture, because there are no files to measure."""
     weights: str
     """For people: "AWQ INT4", "FP8", "bf16"."""
     global_layers: int
@@ -74,7 +74,7 @@ class Shape:
     vocabulary: int
     hidden: int
     encoder: bool
-    """Reads a text at once and keeps no KV cache."""
+    """Whether it reads a text in one step and keeps no KV cache."""
 
     def token_bytes(self, element: int) -> int:
         """KV cache of one token in one layer, in bytes. `element` is the size of a number in it: 2, or 1 for fp8."""
@@ -103,7 +103,7 @@ def from_config(config: dict[str, Any], weight_bytes: int | None = None, name: s
         heads = int(text["num_attention_heads"])
         positions = int(text["max_position_embeddings"])
         if architecture.startswith(_ROBERTA):
-            # RoBERTa counts positions from behind the padding token's.
+            # RoBERTa's positions start after the padding token's.
             positions -= int(text.get("pad_token_id", 1)) + 1
         shape = Shape(
             architecture=architecture,
@@ -123,7 +123,7 @@ def from_config(config: dict[str, Any], weight_bytes: int | None = None, name: s
     except KeyError as error:
         raise ShapeError(f"{name}: {error.args[0]} is missing; take config.json from the model's own folder") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise ShapeError(f"{name}: a value is not what it should be ({error}); take it from the model's own") from error
+        raise ShapeError(f"{name}: a value is invalid ({error}); take it from the model's own") from error
     except ShapeError as error:
         raise ShapeError(f"{name}: {error}") from error
     sizes = (layers, heads, shape.kv_heads, shape.head_dim, positions, shape.vocabulary, shape.hidden, window or 1)
@@ -137,7 +137,7 @@ def _text(config: dict[str, Any]) -> dict[str, Any]:
     text = dict(config.get("text_config") or config)
     kind = str(text.get("model_type") or config.get("model_type"))
     if "kv_lora_rank" in text:
-        raise ShapeError("multi-head latent attention is not known here: give kv_cache_bytes instead of planning")
+        raise ShapeError("multi-head latent attention is not supported: set kv_cache_bytes instead of planning")
     return {**_GEMMA3, **text} if kind in ("gemma3", "gemma3_text") else text
 
 
@@ -147,7 +147,7 @@ def _sliding(text: dict[str, Any], layers: int) -> tuple[int, int | None]:
     if types is not None:
         unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
         if unknown:
-            raise ShapeError(f"layers of type {', '.join(unknown)} are not known here: give kv_cache_bytes instead")
+            raise ShapeError(f"layers of type {', '.join(unknown)} are not supported: set kv_cache_bytes instead")
         if len(types) != layers:
             raise ShapeError(f"{len(types)} layer_types for {layers} layers; take config.json from the model's own")
         count = types.count("sliding_attention")
@@ -163,7 +163,7 @@ def _sliding(text: dict[str, Any], layers: int) -> tuple[int, int | None]:
 def _dtype(config: dict[str, Any]) -> str:
     name = str(config.get("torch_dtype") or config.get("dtype") or _text(config).get("torch_dtype") or "float32")
     if name not in _DTYPES:
-        raise ShapeError(f"numbers of type {name} are not known here")
+        raise ShapeError(f"numbers of type {name} are not supported")
     return name
 
 
@@ -178,7 +178,7 @@ def _quantization(config: dict[str, Any]) -> Quantization | None:
     if method == "fp8":
         return Quantization("fp8", 8, 0, False)
     if method == "compressed-tensors":
-        # One group of layers is what the published models have; several would need each layer's name.
+        # The published models have one group of layers; several would need each layer's name.
         groups = list(found["config_groups"].values())
         if not groups:
             raise ShapeError("quantization_config has no config_groups; take config.json from the model's own folder")
@@ -186,7 +186,7 @@ def _quantization(config: dict[str, Any]) -> Quantization | None:
         if weights["type"] == "float":
             return Quantization("fp8", int(weights["num_bits"]), 0, False)
         return Quantization(method, int(weights["num_bits"]), int(weights["group_size"] or 0), not weights["symmetric"])
-    raise ShapeError(f"quantisation {method} is not known here: use awq, gptq, fp8 or compressed-tensors")
+    raise ShapeError(f"quantisation {method} is not supported: use awq, gptq, fp8 or compressed-tensors")
 
 
 def _estimate(config: dict[str, Any], text: dict[str, Any], quantization: Quantization | None) -> int:
@@ -214,7 +214,7 @@ def _parameters(config: dict[str, Any], text: dict[str, Any]) -> tuple[list[tupl
     if kind in ("xlm-roberta", "roberta", "bert"):
         linear = [(hidden, hidden, 4 * layers), (hidden, inner, layers), (inner, hidden, layers)]
         embedded = vocabulary + int(text["max_position_embeddings"]) + int(text.get("type_vocab_size", 1))
-        # The pooler is published with the model, though a mean needs none.
+        # The pooler is published with the model, although mean pooling does not use it.
         return linear, layers * (5 * hidden + inner), (embedded + hidden + 1 + 2 + 4 * layers) * hidden
     if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"):
         raise ShapeError(f"the weights of model_type {kind} cannot be computed: put its safetensors files beside it")
@@ -236,7 +236,7 @@ def _parameters(config: dict[str, Any], text: dict[str, Any]) -> tuple[list[tupl
 
 
 def _vision(vision: dict[str, Any], hidden: int) -> int:
-    """Numbers of Gemma 3's picture encoder (SigLIP) and of the projection to `hidden`; quantised models keep them."""
+    """Numbers of Gemma 3's image encoder (SigLIP) and of the projection to `hidden`; quantised models keep them."""
     width, inner, patch = int(vision["hidden_size"]), int(vision["intermediate_size"]), int(vision["patch_size"])
     embedded = 3 * patch * patch * width + width + (int(vision["image_size"]) // patch) ** 2 * width
     layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
@@ -244,7 +244,7 @@ def _vision(vision: dict[str, Any], hidden: int) -> int:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that vLLM would load: the index names them, or they are all that end in .safetensors."""
+    """The files that vLLM would load: those that the index names, or without one all that end in .safetensors."""
     index = folder / INDEX
     if not index.exists():
         return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
@@ -265,14 +265,14 @@ def _stored(files: list[Path]) -> int:
 
 
 def _spans(path: Path) -> Iterator[tuple[int, int]]:
-    """Where each tensor of a file begins and ends. Raises `ShapeError` also for a file that is not whole."""
+    """Where each tensor of a file begins and ends. Raises `ShapeError`, also for a truncated file."""
     again = "copy the file again"
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(_MAX_JSON, size - 8):
-                raise ShapeError(f"{path} is not a safetensors file, or not whole: {again}")
+                raise ShapeError(f"{path} is not a safetensors file, or truncated: {again}")
             header = json.loads(stream.read(length))
     except OSError as error:
         raise ShapeError(f"{path} cannot be read: {error.strerror}") from error
@@ -290,7 +290,7 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
     if not spans:
         raise ShapeError(f"{path} holds no tensors: {again}")
     if 8 + length + place != size:
-        raise ShapeError(f"{path} has {size} bytes where its header says {8 + length + place}: {again}")
+        raise ShapeError(f"{path} has {size} bytes, but its header says {8 + length + place}: {again}")
     yield from spans
 
 
@@ -303,5 +303,5 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ShapeError(f"{path} is not JSON: copy it again from the model's own folder") from error
     if not isinstance(found, dict):
-        raise ShapeError(f"{path} is no JSON object: copy it again from the model's own folder")
+        raise ShapeError(f"{path} is not a JSON object: copy it again from the model's own folder")
     return found

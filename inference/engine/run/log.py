@@ -1,10 +1,10 @@
-"""An engine's output on its way to a file: whole until it serves, reduced to places and kinds after that.
+"""An engine's output on its way to a file: whole until the engine serves, reduced to places and kinds after that.
 
-vLLM's own lines can quote what was asked: a warning about a request, a traceback with its arguments. So from the moment
-an engine takes traffic nothing of its output is written as it came. What is left tells an operator where to look: the
-level, time, file and line of a warning, the files and lines of a traceback, the kind of its exception. Each of them is
-written only where it is one of a list that does not come from the engine: files of the installed vLLM, exceptions of
-Python and torch. Everything else is counted.
+vLLM's own lines can quote a request: a warning about it, a traceback with its arguments. So from the moment an engine
+takes traffic, none of its output is written as it came. What remains tells an operator where to look: the level, time,
+file and line of a warning, the files and lines of a traceback, the kind of its exception. Each of them is written only
+if it is on a list that does not come from the engine: files of the installed vLLM, exceptions of Python and torch.
+Everything else is counted.
 """
 
 import builtins
@@ -35,7 +35,7 @@ _PER_MINUTE = 200
 
 
 class LogFilter:
-    """Whole lines in, what may be kept of them out. `files`: names of source files that may be written."""
+    """Takes whole lines and returns what may be kept of them. `files`: names of source files that may be written."""
 
     def __init__(self, files: frozenset[bytes], clock: Callable[[], float] = time.monotonic) -> None:
         self._files = files
@@ -45,7 +45,7 @@ class LogFilter:
         self._written = 0
 
     def line(self, line: bytes) -> bytes:
-        """What is written for one line; nothing for most."""
+        """What is written for one line; empty for most."""
         kept = self._kept(line[:_LONGEST])
         now = self._clock()
         if now - self._minute >= 60:
@@ -58,7 +58,7 @@ class LogFilter:
         return (b"(%d lines withheld)\n" % before if before else b"") + kept + b"\n"
 
     def _kept(self, line: bytes) -> bytes:
-        # The frame of a logged traceback begins as a line of the log does, and says more.
+        # The frame of a logged traceback begins like a line of the log, and tells more.
         if (found := _FRAME.match(line)) and found[1] in self._files:
             return b"  at %b:%b" % (found[1], found[2])
         if (found := _RAISED.match(line)) and found[1] in _EXCEPTIONS:
@@ -72,7 +72,7 @@ class EngineLog:
     """Reads an engine's output from a pipe and appends it to a file, in a thread of its own."""
 
     def __init__(self, path: Path, python: Path) -> None:
-        """`python`: the engines' interpreter, beside whose vLLM the file names come from. Raises `OSError`."""
+        """`python`: the engines' interpreter; the names of files come from the vLLM beside it. Raises `OSError`."""
         self._filter = LogFilter(_source_files(python))
         self._shut = False
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -81,20 +81,20 @@ class EngineLog:
         self._thread = threading.Thread(target=self._work, name="engine log", daemon=True)
 
     def start(self) -> None:
-        """The engine has its end of the pipe."""
+        """Called once the engine has its end of the pipe."""
         os.close(self.write_end)
         self._thread.start()
 
     def shut(self) -> None:
-        """From now on nothing is written as it came, what is still in the pipe included."""
+        """From now on nothing is written as it came, including what is still in the pipe."""
         self._shut = True
 
     def join(self, seconds: float = 2.0) -> None:
-        """Waits until all that an engine that ended has said is written."""
+        """After the engine's end: waits until all its output is written."""
         self._thread.join(seconds)
 
     def abandon(self) -> None:
-        """There is no engine."""
+        """Called instead of `start` if no engine was started."""
         for descriptor in (self.write_end, self._read_end, self._file):
             os.close(descriptor)
 
@@ -103,7 +103,7 @@ class EngineLog:
         with contextlib.suppress(OSError):
             while data := os.read(self._read_end, 65_536):
                 if not self._shut:
-                    # Lines, so that none is half written when the filter begins.
+                    # Whole lines, so that none is half written when the filter begins.
                     *lines, held = (held + data).split(b"\n")
                     self._write(b"".join(line + b"\n" for line in lines))
                     continue
@@ -116,7 +116,7 @@ class EngineLog:
         os.close(self._file)
 
     def _write(self, data: bytes) -> None:
-        # A disk that is full must not stop the reading, or the engine would stop at its next line.
+        # A full disk must not stop the reading, or the engine would block at its next line.
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(self._file, data) :]

@@ -1,6 +1,6 @@
 """One engine as a process: what it is started with, whether it is ready, and its end.
 
-An engine gets nothing from the backend but what is written here: a fixed environment, no file descriptors but its log
+An engine gets nothing from the backend but what is listed here: a fixed environment, no file descriptors except its log
 and its lifeline, a home directory that is made for it and removed with it, and a Unix socket in a directory of mode
 0700.
 """
@@ -25,7 +25,7 @@ from adytum.inference.engine.run.log import EngineLog
 LAUNCHER = Path(__file__).resolve().with_name("launcher.py")
 POLL_SECONDS = 0.25
 NO_SANDBOX = 78
-"""The launcher's exit status where the kernel refuses the sandbox."""
+"""The launcher's exit status if the kernel refuses the sandbox."""
 GUARD_SECONDS = 10.0
 """How long the launcher's guard may take to kill an engine; it needs a fraction of a second."""
 MAX_SOCKET_PATH = 107
@@ -33,7 +33,7 @@ MAX_SOCKET_PATH = 107
 
 
 class EngineError(Exception):
-    """The engine cannot be started, or ended. The text says what to look at; it contains nothing of the log."""
+    """The engine cannot be started, or it ended. The text says where to look; it quotes nothing from the log."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class EngineSpec:
     """What an engine serves and how.
 
     `id` and `aliases` are the model names that it answers to. `model` is a local folder or a hub id. `python` is the
-    interpreter of the engines' own environment. `socket` is where it will listen and `log` the file its output goes to
-    (made with mode 0600, appended to). `arguments` go to `vllm serve` last, so they win.
-    `tool_parser` is vLLM's name of the parser for the model's tool calls; none without.
+    interpreter of the engines' own environment. `socket` is where it will listen. Its output is appended to the file
+    `log`, which is made with mode 0600. `arguments` go to `vllm serve` last, so they win. `tool_parser` is vLLM's name
+    of the parser for the model's tool calls; None turns tool calls off.
     """
 
     id: str
@@ -55,14 +55,14 @@ class EngineSpec:
     aliases: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     placement: tuple[str, ...] = ()
-    """What the plan decided, as arguments: KV cache, lengths, sequences."""
+    """The plan's decisions as arguments: KV cache, lengths, sequences."""
     tool_parser: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     sandbox: bool = True
     """Whether it sees only its model, its socket, its devices and loopback (sandbox.py). Needs root, or permission to
-    make user namespaces. The socket has to have a directory of its own."""
+    make user namespaces. The socket needs a directory of its own."""
     user: int | None = None
-    """What it becomes where the backend is root."""
+    """The user that it becomes if the backend is root."""
     devices: tuple[Path, ...] = ()
     """Device nodes that the sandbox shows."""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -79,9 +79,9 @@ def command(spec: EngineSpec) -> list[str]:
     if spec.task == "embed":
         arguments += ["--runner", "pooling"]
     else:
-        # Otherwise a structured answer can wander in endless whitespace.
+        # Otherwise a structured answer can go on with whitespace without end.
         arguments += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
-        # Otherwise a bill cannot tell what was computed from what was found.
+        # Otherwise a bill cannot tell computed tokens from cached ones.
         arguments += ["--enable-prompt-tokens-details"]
     if spec.tool_parser is not None:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
@@ -98,23 +98,23 @@ def environment(spec: EngineSpec, home: Path) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_RPC_BASE_PATH": str(home),
-        # The launcher's hold on vLLM's processes needs "spawn".
+        # The launcher controls vLLM's processes only if they are spawned.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_COLOR": "0",
         # A tqdm bar per start-up step makes a log unreadable.
         "TQDM_DISABLE": "1",
-        # Longer than the gateway keeps an idle connection, so that it never sends into one that is being closed.
+        # Longer than the gateway keeps an idle connection, so that it never sends on one that is being closed.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
     }
     if Path(spec.model).is_dir():
         values["HF_HUB_OFFLINE"] = "1"
     if spec.device == "cpu":
-        # Several engines share the cores: threads are bound to none, and an idle one sleeps instead of spinning. One
-        # thread per engine, because small models lose more by waiting for each other's threads than they gain.
+        # Several engines share the cores: threads are not bound to a core, and an idle one sleeps instead of spinning.
+        # One thread per engine, because small models lose more by waiting for each other's threads than they gain.
         values |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-        # The model runs inside vLLM's core process. Otherwise the CPU build gives it a process of its own (even where
-        # the executor is set to "uni"), and the two spin while they wait for each other: on two cores that starves the
-        # API server, and a stream comes in bursts of a second. On CUDA one GPU needs no such process anyway.
+        # The model runs inside vLLM's core process. Otherwise the CPU build gives it a process of its own, even if the
+        # executor is set to "uni", and the two spin while they wait for each other: on two cores that starves the API
+        # server, and a stream comes in bursts of a second. On CUDA one GPU needs no such process anyway.
         values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return values | dict(spec.environment)
 
@@ -134,12 +134,12 @@ class Engine:
 
     @property
     def pid(self) -> int | None:
-        """Of the launcher's guard, whose descendants are all the engine's processes. None before `start`."""
+        """The process id of the launcher's guard; its descendants are the engine's processes. None before `start`."""
         return None if self._process is None else self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it was started and has not ended. It may not be ready yet, or hang: that is for `/health` to tell."""
+        """Whether it was started and has not ended. It may not be ready yet, or may hang: `/health` tells."""
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
@@ -206,20 +206,20 @@ class Engine:
         raise EngineError(f"{self.spec.id}: not ready after {timeout:.0f} s; see {self.spec.log}")
 
     def shut_log(self) -> None:
-        """Before it takes traffic: from now on its output is not written as it comes."""
+        """Called before the engine takes traffic: from now on its output is not written as it comes."""
         if self._log is not None:
             self._log.shut()
 
     async def ended(self) -> int:
-        """Waits for the engine's end; its exit status, 128 + n where signal n ended it. Raises `EngineError`."""
+        """Waits for the engine's end. Returns its exit status, 128 + n if signal n ended it. Raises `EngineError`."""
         if self._process is None:
             raise EngineError(f"{self.spec.id}: not started")
         return await self._process.wait()
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Ends the engine with all its processes and removes its socket and home. May be called any time, also twice.
+        """Ends the engine with all its processes and removes its socket and home. May be called at any time, and twice.
 
-        `grace` seconds are for vLLM's own shutdown after SIGTERM; what is left then is killed.
+        vLLM has `grace` seconds for its own shutdown after SIGTERM; then the remaining processes are killed.
         """
         process, self._process = self._process, None
         if process is None:
@@ -245,7 +245,7 @@ class Engine:
                     await asyncio.to_thread(self._log.join)
 
     def _isolation(self, home: Path) -> list[str]:
-        """The launcher's arguments for the sandbox; gives the engine's user what is its own."""
+        """The launcher's arguments for the sandbox. Hands the home and the socket's folder to the engine's user."""
         spec = self.spec
         found = ["--sandbox", "--read-only", spec.model]
         for device in spec.devices:
@@ -262,7 +262,7 @@ class Engine:
             self._lifeline = None
 
     def _clean_up(self) -> None:
-        """What the guard has done already, unless it was killed."""
+        """Does what the guard has done already, unless it was killed."""
         with contextlib.suppress(OSError):
             self.spec.socket.unlink()
         if self._home is not None:
@@ -270,10 +270,10 @@ class Engine:
 
 
 def _private_directory(folder: Path) -> None:
-    """Makes `folder` with mode 0700, or sees that it is one of ours."""
+    """Makes `folder` with mode 0700, or checks that it is one of ours. Raises `PermissionError` if it is not."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.stat()
-    # Root's, or an engine's user's from a start before.
+    # If we are root it may belong to an engine's user, since an earlier start.
     if about.st_uid != os.getuid() and os.getuid() != 0:
         raise PermissionError(f"{folder} belongs to another user")
     if about.st_mode & 0o077:

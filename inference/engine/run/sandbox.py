@@ -1,9 +1,10 @@
 """What an engine may see: its model, its socket, its devices, loopback. Standard library only; Linux.
 
-`enter` is called in the engine's process before vLLM is imported. It takes new namespaces (network, mounts, processes,
-IPC, host name; a user namespace where it is not root), builds a file system that holds nothing but what `Sandbox`
-names, gives up every capability and its user, and returns in a child that is process 1 of its own world: when that one
-ends, the kernel ends all that it started. What the kernel refuses raises `SandboxError`: no step is left out.
+`enter` is called in the engine's process before vLLM is imported. It creates new namespaces (network, mounts,
+processes, IPC, host name; a user namespace if it is not root), builds a file system that holds only what `Sandbox`
+names, gives up every capability and its user, and returns in a child that is process 1 of its own PID namespace: when
+that child ends, the kernel ends all that it started. If the kernel refuses a step, `SandboxError` is raised: no step is
+optional.
 
 Sources: namespaces(7), mount_namespaces(7), pid_namespaces(7), user_namespaces(7), capabilities(7), pivot_root(2).
 """
@@ -31,7 +32,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-"""Programs and libraries; links among them stay links."""
+"""Programs and libraries. Symbolic links among them stay links."""
 _ETC = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/alternatives")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,8 +46,9 @@ class SandboxError(Exception):
 class Sandbox:
     """What is visible. Paths keep their place.
 
-    `read_only`: folders and files. `writable`: folders, its home and its socket's. `devices`: device nodes. `user`:
-    what it becomes where it is root; a group of the same number. `shm_bytes`: of `/dev/shm` and of `/tmp` each.
+    `read_only`: folders and files. `writable`: folders, its home and its socket's. `devices`: device nodes. `user`: the
+    user, and the group of the same number, that a process of root becomes. `shm_bytes`: the size of `/dev/shm` and of
+    `/tmp`, each.
     """
 
     read_only: tuple[Path, ...]
@@ -57,16 +59,19 @@ class Sandbox:
 
 
 def enter(sandbox: Sandbox) -> None:
-    """Returns in the sandbox, in a new process; the old one waits for it and ends as it does. Raises `SandboxError`."""
+    """Returns in the sandbox, in a new process. The old one waits for it and exits with its status.
+
+    Raises `SandboxError`.
+    """
     is_root = os.getuid() == 0
     _unshare(is_root)
     _loopback_up()
     alive, held = os.pipe()
     child = os.fork()
     if child:
-        _stand_by(child)  # Holds the pipe's other end as long as it lives.
+        _stand_by(child)  # It holds the pipe's other end as long as it lives.
     os.close(held)
-    # The new root's folders are for the engine's user to pass through.
+    # The engine's user must be able to traverse the new root's folders.
     mask = os.umask(0o022)
     try:
         _build(sandbox)
@@ -75,7 +80,7 @@ def enter(sandbox: Sandbox) -> None:
     finally:
         os.umask(mask)
     _give_up(sandbox.user if is_root else None)
-    # Last: a change of user takes the request back.
+    # Last, because a change of user cancels the request.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if select.select([alive], [], [], 0)[0]:
         os._exit(1)
@@ -105,7 +110,7 @@ def _loopback_up() -> None:
 
 
 def _stand_by(child: int) -> None:
-    """Passes signals on and ends as `child` does. Never returns."""
+    """Passes signals on and exits with the status of `child`. Never returns."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         os.kill(child, number)
@@ -117,9 +122,9 @@ def _stand_by(child: int) -> None:
 
 
 def _build(sandbox: Sandbox) -> None:
-    """The new root, from the inside of the new namespaces."""
+    """Builds the new root, inside the new namespaces."""
     _mount(None, "/", None, _REC | _PRIVATE)
-    # Any folder will do to mount on: it is hidden here, and untouched outside.
+    # Any folder will do as the mount point: it is hidden here and unchanged outside.
     root = "/tmp"  # noqa: S108 (hidden by the mount)
     descriptors = {path: os.open(path, os.O_PATH) for path in _visible(sandbox)}
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, "mode=0755,size=16m")
@@ -158,7 +163,7 @@ def _build(sandbox: Sandbox) -> None:
 def _visible(sandbox: Sandbox) -> tuple[Path, ...]:
     missing = [path for path in (*sandbox.read_only, *sandbox.writable) if not path.exists()]
     if missing:
-        raise SandboxError(f"{missing[0]} is not there")
+        raise SandboxError(f"{missing[0]} is missing")
     return (*sandbox.read_only, *sandbox.writable)
 
 
@@ -169,8 +174,7 @@ def _bind(source: str, target: str, flags: int, *, recursive: bool = False) -> N
         os.makedirs(os.path.dirname(target), exist_ok=True)
         Path(target).touch()
     _mount(source, target, None, _BIND | (_REC if recursive else 0))
-    # The flags of a bind are set by a second call, and those that the source's mount has must be kept: they are locked
-    # in a user namespace.
+    # A second call sets the flags of a bind. It must keep those of the source's mount: a user namespace locks them.
     _mount(None, target, None, _BIND | _REMOUNT | flags | _locked(target))
 
 
@@ -183,7 +187,7 @@ def _locked(target: str) -> int:
 def _pivot(root: str) -> None:
     machine = os.uname().machine
     if machine not in _SYS_PIVOT_ROOT:
-        raise SandboxError(f"pivot_root's number is not known for {machine}")
+        raise SandboxError(f"the number of pivot_root is unknown for {machine}")
     os.chdir(root)
     os.mkdir("old")
     if _libc.syscall(_SYS_PIVOT_ROOT[machine], b".", b"old") != 0:
@@ -196,9 +200,9 @@ def _pivot(root: str) -> None:
 
 
 def _give_up(user: int | None) -> None:
-    """Every capability, for good, and the user."""
+    """Gives up every capability, for good, and the user."""
     for capability in range(64):
-        # EINVAL beyond the kernel's last one.
+        # The kernel answers EINVAL beyond its last capability.
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 and ctypes.get_errno() != 22:
             raise SandboxError(f"capability {capability} cannot be given up")
     if user is not None:
@@ -213,7 +217,7 @@ def _give_up(user: int | None) -> None:
         raise SandboxError("no_new_privs cannot be set")
     # A change of user sets it again.
     if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise SandboxError("core dumps cannot be refused")
+        raise SandboxError("core dumps cannot be turned off")
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -224,7 +228,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
 
 
 def probe() -> None:
-    """Tries the whole sandbox around this interpreter. Raises `SandboxError`; ends the process otherwise, with 0."""
+    """Tries the whole sandbox around this interpreter. Raises `SandboxError`; otherwise exits with status 0."""
     enter(Sandbox(read_only=interpreter(), writable=(), user=_NOBODY))
     os._exit(0)
 
@@ -233,6 +237,6 @@ _NOBODY = 65534
 
 
 def interpreter() -> tuple[Path, ...]:
-    """Where this Python and its packages are, as far as that is not in the system's folders."""
+    """The folders of this Python and its packages, except those in the system's folders."""
     found = {Path(sys.prefix), Path(sys.base_prefix), Path(os.path.realpath(sys.executable)).parent.parent}
     return tuple(sorted(path for path in found if not path.is_relative_to("/usr")))

@@ -1,13 +1,14 @@
-"""Does an engine still answer as it did when its weights were locked? Asked before it takes traffic.
+"""Does an engine still answer as it did when its weights were locked? Checked before it takes traffic.
 
 Under confidential computing a wrong setting can return garbage with status 200 (vllm#57224), and so can a damaged
-weight or a driver's fault; no health check sees that. So three fixed prompts are continued greedily, or one fixed text
-is embedded, and compared with golden answers that `adytum models canary` kept where machine and weights were trusted.
+weight or a driver fault; no health check sees that. So the engine continues three fixed prompts greedily, or embeds one
+fixed text, and the result is compared with golden answers: those that `adytum models canary` recorded on a machine, and
+with weights, that the operator trusted.
 
-Greedy text is not the same bit for bit on every machine: sums are taken in another order, and where two tokens are
-almost equally likely the other one may win. So tokens have to be equal up to the first place where the golden answer
-itself was nearly undecided, and their log-probabilities have to be as close as the same engine's are from run to run
-(docs/canary.md has the measurements).
+Greedy text is not the same bit for bit on every machine: sums are taken in another order, and if two tokens are almost
+equally likely, the other one may win. So tokens must be equal up to the first place where the golden answer itself was
+nearly undecided, and their log-probabilities must be as close as the same engine's are from run to run (docs/canary.md
+has the measurements).
 """
 
 import asyncio
@@ -25,21 +26,22 @@ PROMPTS = (
     "What is confidential inference?",
     "Count from 1 to 30, with commas between the numbers and nothing else.",
 )
-"""What any chat model can answer, the demo's (`docs/faq.md`) too, and a text without a choice of words."""
+"""Questions that any chat model can answer, the demo's (`docs/faq.md`) too, and a text with no choice of words."""
 TEXT = "query: How can a client know that nobody else reads what it sends?"
 TOKENS = 32
-"""Continued for each prompt."""
+"""Generated for each prompt."""
 UNDECIDED = 0.3
-"""Nats between the golden token and the runner-up below which either may be chosen."""
+"""Nats. If the golden token leads the runner-up by less, either may be chosen."""
 LEAST, MOST = 0.03, 0.15
-"""Nats: bounds of how far the log-probabilities of equal tokens may be apart on average over a prompt. Between them it
-is `_TIMES` what the engine's own answers differed by when the golden ones were made; what differs more is not taken."""
+"""Nats: bounds of the margin, the largest accepted distance between the log-probabilities of equal tokens, on average
+over a prompt. Between the bounds the margin is `_TIMES` the distance between the engine's own answers when the golden
+ones were made; an engine that differs by more than that gets no golden answers."""
 LEAST_TURN, MOST_TURN = 3e-4, 1e-2
-"""The same for embeddings: 1 - cosine."""
+"""The same bounds for embeddings: 1 - cosine."""
 _TIMES = 5
 _RUNS, _AT_ONCE = 3, 4
 COMPARED = 12
-"""Tokens of all prompts together that have to be comparable; fewer prove nothing."""
+"""Tokens that must be comparable, over all prompts; fewer prove nothing."""
 FORMAT = "adytum canary v1"
 _IMPOSSIBLE = -9999.0
 """vLLM's own stand-in for minus infinity."""
@@ -49,7 +51,7 @@ Task = Literal["generate", "embed"]
 
 
 class CanaryFailed(Exception):
-    """The engine's answers are not the golden ones, or could not be had. The message says what differs and what to do.
+    """The engine's answers are not the golden ones, or there are none. The message says what differs and what to do.
 
     It may quote answers: the prompts are the ones above, never a client's.
     """
@@ -57,7 +59,7 @@ class CanaryFailed(Exception):
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token: its id, its log-probability in nats, and the most likely other token with its own."""
+    """One generated token: its id, its log-probability in nats, and the same of the most likely other token."""
 
     id: int
     logprob: float
@@ -75,8 +77,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Golden:
-    """Golden answers. `weights_root`: the manifest's root, 32 bytes. `device`: "cpu" or "cuda". `margin`: how far
-    answers may be apart: nats on average for tokens, 1 - cosine for an embedding."""
+    """Golden answers. `weights_root`: the manifest's root, 32 bytes. `device`: "cpu" or "cuda". `margin`: the largest
+    accepted distance: nats on average for tokens, 1 - cosine for an embedding."""
 
     task: Task
     weights_root: bytes
@@ -105,7 +107,7 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path, weights_root: bytes) -> "Golden":
-        """Reads what `save` wrote, for these weights and these prompts. Raises `CanaryFailed` for all else."""
+        """Reads what `save` wrote, for these weights and these prompts. Raises `CanaryFailed` for anything else."""
         try:
             document = json.loads(path.read_bytes()[:_LIMIT])
             answers = Answers(
@@ -128,9 +130,9 @@ class Golden:
 
 
 async def make(socket: Path, model_id: str, task: Task, weights_root: bytes, device: str, timeout: float) -> Golden:
-    """Golden answers of the engine that listens on `socket`, and what it needs for a margin. Raises `CanaryFailed`.
+    """Golden answers of the engine that listens on `socket`, with the margin that it needs. Raises `CanaryFailed`.
 
-    It is asked again, alone and several times at once, and must agree with itself.
+    The engine is asked again, alone and several times at once, and must agree with itself.
     """
     first = await ask(socket, model_id, task, timeout)
     least, most = (LEAST_TURN, MOST_TURN) if task == "embed" else (LEAST, MOST)
@@ -150,7 +152,7 @@ async def check(socket: Path, model_id: str, golden: Golden, timeout: float) -> 
 
 
 async def ask(socket: Path, model_id: str, task: Task, timeout: float) -> Answers:
-    """The engine's answers now, computed anew. Raises `CanaryFailed` where it has none."""
+    """The engine's answers now, computed anew. Raises `CanaryFailed` if it has none."""
     connector = aiohttp.UnixConnector(str(socket))
     limit = aiohttp.ClientTimeout(total=timeout)
     async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
@@ -173,7 +175,7 @@ async def ask(socket: Path, model_id: str, task: Task, timeout: float) -> Answer
                 "logprobs": True,
                 "top_logprobs": 2,
                 "return_tokens_as_token_ids": True,
-                # Nothing of an earlier run may be found in the prefix cache.
+                # Nothing of an earlier run may come from the prefix cache.
                 "cache_salt": os.urandom(16).hex(),
             }
             found.append(_tokens(await _post(session, "/v1/chat/completions", body)))
@@ -181,7 +183,7 @@ async def ask(socket: Path, model_id: str, task: Task, timeout: float) -> Answer
 
 
 def compare(golden: Golden, answers: Answers) -> float:
-    """How far `answers` are from the golden ones, in the margin's unit. Raises `CanaryFailed` where that is too far."""
+    """The distance of `answers` from the golden ones, in the margin's unit. Raises `CanaryFailed` if too large."""
     if golden.task == "embed":
         return _compare_embeddings(golden, answers.embedding)
     if len(answers.tokens) != len(PROMPTS):
@@ -203,7 +205,7 @@ def compare(golden: Golden, answers: Answers) -> float:
 
 
 def _compare_tokens(prompt: str, wanted: tuple[Token, ...], found: tuple[Token, ...]) -> list[float]:
-    """How far the log-probabilities of the tokens that could be compared are apart, in nats."""
+    """The distances between the log-probabilities of the tokens that can be compared, in nats."""
     if len(found) != len(wanted):
         raise CanaryFailed(f"{prompt!r} was continued by {len(found)} tokens instead of {len(wanted)}. {_ADVICE}")
     apart: list[float] = []
@@ -236,7 +238,7 @@ def _compare_embeddings(golden: Golden, found: tuple[float, ...]) -> float:
 
 
 _ADVICE = (
-    "The engine computes something else than when the golden answers were made: look for what changed (driver, vLLM, "
+    "The engine does not compute what it did when the golden answers were made: look for what changed (driver, vLLM, "
     "settings, GPU) and for memory errors; make new ones (`adytum models canary`) only once you know why"
 )
 
@@ -264,7 +266,7 @@ def _usable(golden: Golden) -> None:
                 break
             decided += 1
     if decided < COMPARED:
-        raise CanaryFailed(f"golden answers of which only {decided} tokens are decided; {COMPARED} are needed")
+        raise CanaryFailed(f"golden answers with only {decided} decided tokens; {COMPARED} are needed")
 
 
 async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
@@ -283,7 +285,7 @@ def _tokens(answer: Any) -> tuple[Token, ...]:
         tokens = []
         for item in choice["logprobs"]["content"]:
             token = _id(item["token"])
-            # The likeliest of the others. One that is impossible is at minus infinity, which JSON has no word for.
+            # The likeliest of the others. An impossible one is at minus infinity, which JSON cannot express.
             others = [(_number(top["logprob"]), _id(top["token"])) for top in item["top_logprobs"]]
             logprob, other = max((found for found in others if found[1] != token), default=(_IMPOSSIBLE, None))
             tokens.append(Token(token, _number(item["logprob"]), other, logprob))

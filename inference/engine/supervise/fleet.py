@@ -11,8 +11,8 @@ _log = logging.getLogger("adytum.engine")
 
 
 class Fleet:
-    """The supervisors of all models. `one_by_one`: each engine starts only when the one before is ready, which a GPU's
-    memory needs: vLLM looks at what is free while it starts."""
+    """The supervisors of all models. `one_by_one`: each engine starts only when the previous one is ready. Engines that
+    share a GPU need this, because vLLM measures the free memory while it starts."""
 
     def __init__(self, supervisors: Sequence[Supervisor], *, one_by_one: bool) -> None:
         self._supervisors = tuple(supervisors)
@@ -30,17 +30,17 @@ class Fleet:
 
     @property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """What each live engine last said of itself."""
+        """What each live engine last reported of itself."""
         return {supervisor.spec.id: supervisor.numbers for supervisor in self._supervisors}
 
     @property
     def reasons(self) -> list[str]:
-        """Why each failed model did."""
+        """Why each failed model failed."""
         return [item.reason for item in self._supervisors if item.state is State.FAILED]
 
     @property
     def alive(self) -> bool:
-        """Whether any model is live, or may be again."""
+        """Whether any model is live or can become live again."""
         return any(item.state not in (State.FAILED, State.STOPPED) for item in self._supervisors)
 
     async def begin(self) -> None:
@@ -49,7 +49,7 @@ class Fleet:
             for supervisor in self._supervisors:
                 await supervisor.begin()
             return
-        # A plain `gather` would leave the others' starts behind.
+        # A plain `gather` would not wait for the other starts.
         async with asyncio.TaskGroup() as group:
             starts = [group.create_task(_caught(supervisor)) for supervisor in self._supervisors]
         for start in starts:
@@ -57,7 +57,7 @@ class Fleet:
                 raise error
 
     async def check(self) -> None:
-        """Runs every canary; failed models are closed. One after another where the starts are."""
+        """Runs every canary; failed models are closed. One after another if the engines start that way."""
         if self._one_by_one:
             for supervisor in self._supervisors:
                 await supervisor.check()

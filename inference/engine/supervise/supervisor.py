@@ -1,10 +1,10 @@
-"""One model's engine for as long as the backend lives: started, checked, watched, started again.
+"""One model's engine for as long as the backend lives: started, checked, watched, restarted.
 
     STARTING -> CHECKING -> LIVE -> RESTARTING -> CHECKING -> ...         FAILED: the canary did not pass
 
 An engine that ends, or has a request and makes no progress, loses its requests at once (their clients get a sealed
-error) and is started again after a pause. One that answers wrongly is stopped and stays stopped: what makes a wrong
-answer does not go away by itself. Neither touches another model.
+error) and is restarted after a pause. An engine that answers wrongly is stopped and stays stopped: the cause of a wrong
+answer does not go away by itself. Neither affects another model.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from adytum.inference.engine.run.process import Engine, EngineError, EngineSpec
 from adytum.inference.engine.supervise.canary import CanaryFailed
 
 _log = logging.getLogger("adytum.engine")
-# What moves while an engine computes: tokens of each step, and requests that were taken or ended.
+# These grow while an engine computes: tokens of each step, and requests that were accepted or ended.
 _PROGRESS = (b"vllm:iteration_tokens_total_sum", b"vllm:prompt_tokens_total", b"vllm:generation_tokens_total")
 NUMBERS = {
     b"num_requests_running": "adytum_engine_running",
@@ -38,17 +38,17 @@ _NUMBER = re.compile(
 _SHARE = 0.05
 _LONGEST_PAGE = 4 * 1024 * 1024
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
-"""Before the first, second, ... start in a row; the last one from then on."""
+"""Before the first, second, ... start in a row; the last value from then on."""
 _ENDED = "ended while its canary ran"
 _ENDING_S = 1.0
 _CRASHES = 3
-"""So often in a row an engine may end under its canary before that counts as failing it."""
+"""An engine may end this often in a row during its canary before that counts as failing it."""
 _STEADY_S = 600.0
-"""An engine that lived this long has earned the first pause again."""
+"""An engine that lived this long starts with the first pause again."""
 
 
 class State(StrEnum):
-    """Where a model is."""
+    """A model's state."""
 
     STARTING = "starting"
     CHECKING = "checking"
@@ -59,7 +59,7 @@ class State(StrEnum):
 
 
 class Gate(Protocol):
-    """Where requests go through to an engine."""
+    """Lets requests through to an engine."""
 
     def open(self, name: str) -> None: ...
     def shut(self, name: str) -> None: ...
@@ -68,8 +68,8 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. `ready`: from start to the first answer. `hung`: without progress, with a request. `canary`: between two
-    checks of a live engine, which wait until it is idle. `poll`: between two looks at it."""
+    """Seconds. `ready`: from start to the first answer. `hung`: without progress while it has a request. `canary`:
+    between two checks of a live engine, which wait until it is idle. `poll`: between two looks at it."""
 
     ready: float
     hung: float
@@ -78,7 +78,7 @@ class Timing:
 
 
 Canary = Callable[[], Awaitable[None]]
-"""Asks the engine and compares. Raises `CanaryFailed`."""
+"""Asks the engine and compares its answers. Raises `CanaryFailed`."""
 
 
 class Supervisor:
@@ -91,7 +91,7 @@ class Supervisor:
         self.restarts = 0
         """Starts after the first."""
         self.numbers: dict[str, float] = {}
-        """What the engine last said of itself; nothing while it is not live."""
+        """What the engine last reported of itself; empty while it is not live."""
         self._canary = canary
         self._gate = gate
         self._timing = timing
@@ -111,7 +111,7 @@ class Supervisor:
         await self._engine.wait_ready(self._timing.ready)
 
     async def check(self) -> None:
-        """Runs the canary, and opens the gate where it passes; else the model is FAILED and its engine stopped."""
+        """Runs the canary. If it passes, the gate opens; if not, the model is FAILED and its engine stopped."""
         self.state = State.CHECKING
         if not await self._passes():
             if self.state is not State.FAILED:
@@ -125,12 +125,12 @@ class Supervisor:
             _log.info("%(model)s is live", {"model": self.spec.id})
 
     async def watch(self) -> None:
-        """Keeps the engine live. Returns only where the model is FAILED."""
+        """Keeps the engine live. Returns only if the model is FAILED."""
         while self.state is State.LIVE:
-            self.reason = await self._until_broken()
-            if self.state is State.FAILED:
+            broken = await self._until_broken()
+            if broken is None:
                 return
-            await self._again(self.reason)
+            await self._again(broken)
             await self._restart(0 if time.monotonic() - self._live_since > _STEADY_S else self.restarts)
 
     async def stop(self, grace: float = 5.0) -> None:
@@ -169,10 +169,10 @@ class Supervisor:
             await self._canary()
         except Exception as failed:
             if await self._has_ended() and self._crashes < _CRASHES:
-                # It gave no wrong answer, it gave none: that is for a restart, and not for ever.
+                # It gave no answer, not a wrong one: that calls for a restart, a limited number of times.
                 self._crashes += 1
                 return False
-            # Whatever it was, the engine has not shown that it answers rightly.
+            # Whatever the cause, the engine has not shown that it answers correctly.
             self.state = State.FAILED
             self.reason = str(failed) if isinstance(failed, CanaryFailed) else type(failed).__name__
             self._gate.shut(self.spec.id)
@@ -191,8 +191,8 @@ class Supervisor:
             return True
         return False
 
-    async def _until_broken(self) -> str:
-        """What happened to the engine: it ended, it hangs, or (the state is FAILED then) its canary did not pass."""
+    async def _until_broken(self) -> str | None:
+        """What happened to the engine: it ended or hangs; None if its canary did not pass and the state is FAILED."""
         ended = asyncio.create_task(self._engine.ended())
         progress, moved_at = b"", time.monotonic()
         connector = aiohttp.UnixConnector(str(self.spec.socket))
@@ -214,7 +214,7 @@ class Supervisor:
                     if now - self._checked_at > self._timing.canary and not self._gate.in_progress(self.spec.id):
                         self._checked_at = now
                         if not await self._passes():
-                            return self.reason if self.state is State.FAILED else _ENDED
+                            return None if self.state is State.FAILED else _ENDED
                         moved_at = time.monotonic()
         finally:
             self.numbers = {}
@@ -224,7 +224,7 @@ class Supervisor:
 
 
 async def _metrics(session: aiohttp.ClientSession) -> bytes | None:
-    """What the engine says of itself, or `None` where it does not answer, or says too much."""
+    """The engine's metrics, or None if it does not answer or the page is too long."""
     page = bytearray()
     try:
         async with session.get("http://engine/metrics") as answer:
@@ -244,12 +244,12 @@ def _progress(page: bytes) -> bytes:
 
 
 def numbers_of(page: bytes) -> dict[str, float]:
-    """The few numbers that are passed on, by our names. An engine is not trusted: what is no number is left out."""
+    """The few numbers that are passed on, by our names. An engine is not trusted: anything but a number is dropped."""
     found = {}
     for name, number in _NUMBER.findall(page):
         value = float(number)
         if name == b"kv_cache_usage_perc":
-            # A share; finer steps would tell how long the one prompt is that is being answered.
+            # A share, in coarse steps: finer ones would tell the length of a prompt that is answered alone.
             found[NUMBERS[name]] = min(1.0, math.ceil(value / _SHARE) * _SHARE)
         else:
             found[NUMBERS[name]] = value

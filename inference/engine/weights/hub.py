@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-# `local_dir` gives plain files instead of links into a cache; the hub's own notes about them are no part of the model.
+# `local_dir` makes plain files instead of links into a cache. The hub's own notes about them are not part of the model.
 _FETCH = """
 import shutil, sys
 from huggingface_hub import snapshot_download
@@ -15,11 +15,11 @@ shutil.rmtree(folder + "/.cache", ignore_errors=True)
 
 
 class HubError(Exception):
-    """The model cannot be had. The message says what to do."""
+    """The model cannot be obtained. The message says what to do."""
 
 
 def resolve(source: str, revision: str | None, python: Path, store: Path) -> Path:
-    """The folder of `source`, a local folder or a hub id at `revision`; fetched ones are kept under `store`.
+    """The folder of `source`, a local folder or a hub id at `revision`. Fetched folders are kept under `store`.
 
     Raises `HubError`. A hub id needs its revision: without one, two starts could serve different weights under one
     configuration.
@@ -29,7 +29,7 @@ def resolve(source: str, revision: str | None, python: Path, store: Path) -> Pat
         return folder.absolute()
     if revision is None:
         raise HubError(
-            f'{source} is no local folder; if it is a hub id, add revision = "<commit>" to pin what is served'
+            f'{source} is not a local folder; if it is a hub id, add revision = "<commit>" to pin what is served'
         )
     kept = store.absolute() / f"{source.replace('/', '--')}@{revision}"
     if kept.is_dir():

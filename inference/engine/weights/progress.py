@@ -1,4 +1,4 @@
-"""How far hashing is: a bar where a person watches, a line now and then where a log is written."""
+"""The progress of hashing: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ _LINE_S, _LINE_PART, _LINE_MIN_S = 10.0, 0.1, 1.0
 class ProgressLine:
     """A `weights.Progress`. One bar on `stream` if that is a terminal, else lines through `say`.
 
-    A line comes after 10 s, or after a tenth of the bytes if that took a second, and at the end.
+    A line is written every 10 s, or after each tenth of the bytes if it took at least a second, and at the end.
     """
 
     def __init__(

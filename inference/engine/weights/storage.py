@@ -1,10 +1,10 @@
 """What a folder lies on: memory, dm-verity, or a disk whose owner can change a file after it was checked.
 
-1. The mount that a path ends in is found in /proc/self/mountinfo, as the kernel's path walk finds it.
+1. The mount of the folder is found in /proc/self/mountinfo, as the kernel's path walk finds it.
 2. A block device is followed through /sys/dev/block: a device-mapper device, or all the devices below it, must be
-   dm-verity with one root hash. Under a snapshot lies a second device, which is not.
-3. The active table is asked of the kernel (ioctl DM_TABLE_STATUS, which needs CAP_SYS_ADMIN), since sysfs shows neither
-   the root hash nor the options that weaken verity.
+   dm-verity with one root hash. Under a snapshot lies a second device that is not.
+3. The kernel is asked for the active table (ioctl DM_TABLE_STATUS, which needs CAP_SYS_ADMIN), because sysfs shows
+   neither the root hash nor the options that weaken verity.
 
 Formats: proc_pid_mountinfo(5), the kernel's admin-guide/device-mapper/verity.rst and uapi/linux/dm-ioctl.h.
 """
@@ -33,11 +33,11 @@ _WEAK = {
     "ignore_corruption": "reads corrupt blocks",
     "check_at_most_once": "checks a block the first time only",
 }
-"""Options of dm-verity with which a block could differ from what was checked."""
+"""Options of dm-verity with which a block that is read could differ from the one that was checked."""
 
 
 class StorageError(Exception):
-    """The kernel does not tell. The text says why."""
+    """The kernel gives no answer. The text says why."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ Tables = Callable[[int, int], tuple[Target, ...]]
 
 @dataclass(frozen=True)
 class Storage:
-    """What a folder lies on. `root_hash` (hexadecimal) is dm-verity's; `reason` tells why it is not protected."""
+    """What a folder lies on. `root_hash` (hexadecimal) is dm-verity's; `reason` says why it is not protected."""
 
     kind: Literal["memory", "verity", "other"]
     filesystem: str
@@ -65,12 +65,12 @@ class Storage:
 
     @property
     def protected(self) -> bool:
-        """Whether what was read once is what will be read again, whatever the owner of the disk does."""
+        """Whether a second read returns what the first returned, whatever the owner of the disk does."""
         return self.kind != "other"
 
     @property
     def place(self) -> str:
-        """What follows "the folder is"."""
+        """The end of a sentence that begins "the folder is"."""
         device = f"{self.filesystem} on {self.device}"
         if self.kind == "memory":
             return f"in memory ({self.filesystem})"
@@ -79,7 +79,7 @@ class Storage:
         return f"{self.reason or 'on an ordinary disk'} ({device})"
 
     def says(self) -> str:
-        """One sentence, or two, for the log and for `/readyz`."""
+        """One or two sentences for the log and for `/readyz`."""
         if self.kind == "memory":
             return f"the folder is {self.place}: what is checked is what the engine reads."
         if self.kind == "verity":
@@ -91,9 +91,9 @@ class Storage:
 
 
 def where(folder: Path, root: Path = Path("/"), tables: Tables | None = None) -> Storage:
-    """What `folder` lies on. What cannot be told is "other".
+    """What `folder` lies on; "other" if that cannot be found out.
 
-    `root` is where proc and sys are found, `tables` how device-mapper tables are read: arguments for tests.
+    `root` is where proc and sys are found, `tables` reads device-mapper tables: arguments for tests.
     """
     top = folder.resolve()
     try:
@@ -101,7 +101,7 @@ def where(folder: Path, root: Path = Path("/"), tables: Tables | None = None) ->
         mount = _mount_of(top, mounts)
         swaps = (root / "proc/swaps").read_text().splitlines()[1:] if mount.filesystem in _SWAPPABLE else []
     except (OSError, ValueError) as error:
-        return Storage("other", "unknown", "an unknown device", reason=f"on a mount that cannot be told ({error})")
+        return Storage("other", "unknown", "an unknown device", reason=f"on an unknown mount ({error})")
     inside = [other for other in mounts if top in other.point.parents]
     if inside:
         return _other(mount, f"crossed by another mount ({inside[0].point.name})")
@@ -116,7 +116,7 @@ def where(folder: Path, root: Path = Path("/"), tables: Tables | None = None) ->
     except PermissionError as error:
         return _other(mount, f"on a device that this process may not look at ({error})")
     except (StorageError, OSError, ValueError, IndexError) as error:
-        return _other(mount, f"on dm-verity of which the kernel does not tell the root hash ({error})")
+        return _other(mount, f"on dm-verity, but its root hash is unknown ({error})")
     if found is None:
         return _other(mount, "")
     if found.weakness:
@@ -169,12 +169,12 @@ def _mounts(text: str) -> list[_Mount]:
 
 
 def _plain(text: str) -> str:
-    """Without the octal escapes for space, tab, newline and backslash."""
+    """Decodes the octal escapes for space, tab, newline and backslash."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def _mount_of(path: Path, mounts: list[_Mount]) -> _Mount:
-    """The mount that a path walk ends in: a later mount on the same place, or over a parent, hides others."""
+    """The mount in which a path walk ends: a later mount on the same place, or over a parent, hides others."""
     ids = {mount.id for mount in mounts}
     below = {(mount.parent, mount.point): mount for mount in mounts}
     # An initramfs is its own parent.
@@ -189,7 +189,7 @@ def _mount_of(path: Path, mounts: list[_Mount]) -> _Mount:
 
 
 def _verity_below(device: Path, tables: Tables) -> _Verity | None:
-    """What verity protects a block device, or `None`."""
+    """The verity that protects a block device, or None."""
     if not (device / "dm").is_dir():
         return None
     uuid = (device / "dm/uuid").read_text().strip()

@@ -1,8 +1,8 @@
-"""dm-verity by its on-disk format: what a manifest says of an image, its superblock, and its root hash.
+"""dm-verity's on-disk format: an image's description in a manifest, its superblock, and its root hash.
 
-The kernel checks each block of a dm-verity device against a hash tree when it reads it, and the root hash fixes all of
-it. Format: cryptsetup's wiki page "DMVerity" and the kernel's admin-guide/device-mapper/verity.rst; hash type 1 only
-(the salt comes first, digests are padded to a power of two). `tests/unit/engine/test_verity.py` compares with
+The kernel checks each block of a dm-verity device against a hash tree when it reads the block, and the root hash fixes
+all blocks. Format: cryptsetup's wiki page "DMVerity" and the kernel's admin-guide/device-mapper/verity.rst; hash type 1
+only (the salt comes first, digests are padded to a power of two). `tests/unit/engine/test_verity.py` compares with
 veritysetup.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 ALGORITHM = "sha256"
-"""The one hash algorithm that is taken; veritysetup's default."""
+"""The only accepted hash algorithm; veritysetup's default."""
 SUPERBLOCK_SIZE = 512
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
 _MAGIC = b"verity\x00\x00"
@@ -24,7 +24,7 @@ _MAX_BLOCKS = 1 << 40
 
 
 class VerityError(Exception):
-    """Not a dm-verity description, superblock or image of the kind that is taken here."""
+    """Not a dm-verity description, superblock or image of the kind that is accepted here."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Verity:
         if len(_bytes(self.salt, "salt")) > _MAX_SALT:
             raise VerityError("a dm-verity salt longer than 256 bytes")
         if self.data_block_size not in _BLOCK_SIZES or self.hash_block_size not in _BLOCK_SIZES:
-            raise VerityError("a dm-verity block size that is no power of two from 512 to 65536")
+            raise VerityError("a dm-verity block size that is not a power of two from 512 to 65536")
         if type(self.data_size) is not int or self.data_size <= 0 or self.data_size % self.data_block_size:
             raise VerityError("a dm-verity data size that is not a number of whole blocks")
 
     @classmethod
     def from_json(cls, value: Any) -> "Verity":
-        """From `to_json`. Raises `VerityError` also where a field is missing or unknown."""
+        """From `to_json`. Raises `VerityError`, also if a field is missing or unknown."""
         try:
             return cls(**value)
         except TypeError as error:
@@ -69,7 +69,7 @@ class Verity:
 
 @dataclass(frozen=True)
 class Superblock:
-    """What veritysetup writes in front of the hash tree. It is data, not proof: only the root hash decides."""
+    """What veritysetup writes before the hash tree. It is data, not proof: only the root hash decides."""
 
     uuid: bytes
     data_block_size: int
@@ -101,10 +101,10 @@ def root_hash(
     superblock: Superblock,
     progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
-    """The root hash over the data that `data` is positioned at; 32 bytes. Raises `VerityError` if it is too short.
+    """The root hash of the data from the current position of `data`, 32 bytes. Raises `VerityError` if it is too short.
 
-    It does not look at the tree that is stored behind the data: a tree that differs makes the kernel refuse to read,
-    it cannot make it accept other data.
+    The tree that is stored after the data is not read: a wrong tree makes the kernel refuse to read, but cannot make it
+    accept other data.
     """
     salted = hashlib.sha256(superblock.salt)
     size, hash_block = superblock.data_block_size, superblock.hash_block_size
@@ -112,7 +112,7 @@ def root_hash(
         return _hash(salted, _read(data, size))
     total, done = superblock.data_blocks * size, 0
     level = bytearray()
-    # As much data at a time as gives one block of digests; of that, the level above needs the hash only.
+    # As much data at a time as makes one block of digests; the level above needs only the hash of that block.
     while done < total:
         piece = memoryview(_read(data, min(size * (hash_block // _DIGEST), total - done)))
         digests = b"".join([_hash(salted, piece[start : start + size]) for start in range(0, len(piece), size)])

@@ -1,12 +1,12 @@
 """The manifest of a model folder: what its files are, where they come from, and one hash for all of it.
 
-`lock` makes it where the weights are prepared; its root goes into the measured configuration and into the claims;
-`check` compares the folder with it before an engine may start. A manifest describes regular files only. Symbolic links
-are followed as long as they stay inside the folder (a Hugging Face snapshot links to its own blobs only if both are
-inside).
+`lock` makes the manifest on the machine that prepares the weights. Its root goes into the measured configuration and
+into the claims. `check` compares the folder with it before an engine may start. A manifest describes regular files
+only. Symbolic links are followed as long as they stay inside the folder, so a Hugging Face snapshot needs its blobs
+inside too.
 
-An engine reads the files again after the check. Whether they can change in between is a matter of what they lie on:
-`check` says so (`storage.py`), and a manifest that names a dm-verity root hash is accepted on that device only.
+An engine reads the files again after the check. Whether they can change in between depends on what they lie on:
+`check` returns that (`storage.py`), and accepts a manifest with a dm-verity root hash on that device only.
 """
 
 import hashlib
@@ -26,23 +26,23 @@ from adytum.inference.engine.weights.verity import Verity, VerityError
 NAME = "adytum-manifest.json"
 """The manifest's own file name at the top of a model folder; never an entry of a manifest."""
 CANARY = "adytum-canary.json"
-"""The golden answers' file name, beside `NAME`: ours like it, no part of the model."""
+"""The file name of the golden answers, beside `NAME`. Like it, it is ours and not part of the model."""
 FORMAT = "adytum weights v1"
-"""Of a manifest that has files only, and of the hash over the files."""
+"""The format of a manifest with files only, and of the hash over the files."""
 FORMAT_2 = "adytum weights v2"
-"""Of a manifest that has a source or a verity root hash too."""
+"""The format of a manifest with a source or a verity root hash."""
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are hashed and the bytes that there are, by one thread at a time."""
+"""Called with the number of bytes hashed so far and the total, by one thread at a time."""
 
 _REPORT = 16 * 1024 * 1024
-_READ = 256 * 1024  # Of 256 KiB to 8 MiB the fastest here: it stays in the core's cache (docs/weights.md).
+_READ = 256 * 1024  # The fastest here of 256 KiB to 8 MiB: it stays in the core's cache (docs/weights.md).
 _MAX_MANIFEST = 16 * 1024 * 1024
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 
 class WeightsError(Exception):
-    """The folder is not what its manifest says, or one cannot be read. The text names such a file."""
+    """The folder is not what its manifest says, or a file cannot be read. The text names the file."""
 
 
 @dataclass(frozen=True, order=True)
@@ -58,7 +58,7 @@ class WeightsFile:
 class Source:
     """Where the files come from: `repository` is a hub id, `revision` its commit (40 lower-case hex digits).
 
-    It is what whoever locked the files said; only a comparison with the hub proves it.
+    It is a statement of the person who locked the files; only a comparison with the hub proves it.
     """
 
     repository: str
@@ -73,7 +73,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All files of a model folder, sorted by path; where they come from; the image that holds them."""
+    """All files of a model folder, sorted by path, where they come from, and the image that holds them."""
 
     files: tuple[WeightsFile, ...]
     source: Source | None = None
@@ -84,7 +84,7 @@ class Manifest:
         if not paths:
             raise WeightsError("a manifest without files")
         if paths != sorted(set(paths)):
-            raise WeightsError("the manifest's paths are not sorted, or one is there twice")
+            raise WeightsError("the manifest's paths are not sorted, or one occurs twice")
 
     @property
     def files_root(self) -> bytes:
@@ -99,7 +99,7 @@ class Manifest:
         """32 bytes that stand for the whole manifest; the evidence shows them.
 
         With files only it is `files_root`. Else SHA-256 over `FORMAT_2`, a zero byte and {"files", "source", "verity"}
-        as canonical JSON (ASCII, no spaces, sorted keys), where "files" is `files_root` in hexadecimal and what the
+        as canonical JSON (ASCII, no spaces, sorted keys): "files" is `files_root` in hexadecimal, and a part that the
         manifest lacks is null.
         """
         if self.source is None and self.verity is None:
@@ -113,7 +113,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Reads what `save` wrote. Raises `WeightsError` for all else, also if the root is not that of the rest."""
+        """Reads what `save` wrote. Raises `WeightsError` for anything else, and if the root is not that of the rest."""
         try:
             with path.open("rb") as stream:
                 text = stream.read(_MAX_MANIFEST + 1)
@@ -169,8 +169,8 @@ def lock(
 ) -> Manifest:
     """The manifest of `folder` as it is now. Hashes with as many threads as there are cores.
 
-    Raises `WeightsError` if the folder is empty or unreadable, or has a link that leads out of it or a file of another
-    kind. `verity` is taken as given: `check` is what compares it with the device that the folder lies on.
+    Raises `WeightsError` if the folder is empty or unreadable, or contains a link that leads out of it, or anything but
+    a regular file. `verity` is not verified here: `check` compares it with the device that the folder lies on.
     """
     sizes = {path: _size(folder, path) for path in _walk(folder)}
     return Manifest(tuple(sorted(_hash_all(folder, sizes, progress))), source, verity)
@@ -182,14 +182,14 @@ def check(
     progress: Progress | None = None,
     storage: Callable[[Path], Storage] = where,
 ) -> Storage:
-    """Returns what the folder lies on only if it holds exactly the manifest's files; else `WeightsError`.
+    """Returns what the folder lies on. Raises `WeightsError` unless it holds exactly the manifest's files.
 
-    1. A manifest with a verity root hash: the folder must lie on a dm-verity device with that root hash.
-    2. Missing and extra files and sizes, since hashing 40 GB takes a while.
-    3. The content of every file, largest first; the error names the first one found to differ.
+    1. If the manifest has a verity root hash, the folder must lie on a dm-verity device with that root hash.
+    2. Missing files, extra files and sizes come first, because hashing 40 GB takes a while.
+    3. The content of every file, largest first. The error names the first one found to differ.
 
-    The caller says to the operator what the returned `Storage` says: unless that is `protected`, whoever controls the
-    disk can change a file between this and the engine's own reading.
+    The caller shows the returned `Storage` to the operator: unless it is `protected`, the owner of the disk can change
+    a file between this check and the engine's own reading.
     """
     found = storage(folder)
     if manifest.verity is not None and not (found.kind == "verity" and found.root_hash == manifest.verity.root_hash):
@@ -235,7 +235,7 @@ def _entry(item: dict[str, object]) -> WeightsFile:
 
 
 def _walk(folder: Path) -> list[str]:
-    """Relative paths of all files, sorted, but for ours at the top."""
+    """Relative paths of all files, sorted, without ours at the top."""
     top = folder.resolve()
     if not top.is_dir():
         raise WeightsError(f"not a folder: {folder.name}")
@@ -277,7 +277,7 @@ def _size(folder: Path, path: str) -> int:
 
 
 def _hash_all(folder: Path, sizes: dict[str, int], progress: Progress | None) -> Iterator[WeightsFile]:
-    """Every file as soon as it is hashed. Leaving early ends the threads soon."""
+    """Yields every file as soon as it is hashed. If the caller stops early, the threads end soon."""
     total, done = sum(sizes.values()), 0
     turn, stop = threading.Lock(), threading.Event()
 

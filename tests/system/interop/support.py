@@ -64,7 +64,7 @@ def stream(model: str, tokens: int = 600) -> dict[str, Any]:
 
 
 def events(body: str) -> list[dict[str, Any]]:
-    """The events of a chat stream, which ends with `[DONE]`; comments are no events."""
+    """The events of a chat stream, which ends with `[DONE]`; comments are not events."""
     blocks = [block for block in body.split("\n\n") if block and not block.startswith(":")]
     assert all(block.startswith("data: ") for block in blocks), blocks
     assert blocks[-1] == "data: [DONE]"

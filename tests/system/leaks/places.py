@@ -143,7 +143,7 @@ class Processes:
 class Written:
     """What was written to any file of the machine's file systems when it was closed: also one that is gone since.
 
-    fanotify(7); needs root, and raises `PermissionError` where that is not enough. `start`, then `stop`.
+    fanotify(7); needs root, and raises `PermissionError` if that is not enough. `start`, then `stop`.
     """
 
     searcher: Searcher

@@ -15,7 +15,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Canary:
-    """Something secret: where it was sent, and its bytes. `also`: further forms, such as a prompt's token numbers."""
+    """A secret: its name, and its bytes. `also`: further forms, such as a prompt's token numbers."""
 
     name: str
     data: bytes
@@ -51,7 +51,7 @@ class Hit:
 
 
 class Searcher:
-    """Looks for all forms of all canaries. Raises `ValueError` where there are none."""
+    """Looks for all forms of all canaries. Raises `ValueError` if there are none."""
 
     def __init__(self, canaries: Iterable[Canary]) -> None:
         self._forms = [(canary.name, form) for canary in canaries for form in canary.forms()]

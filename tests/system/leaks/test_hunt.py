@@ -283,7 +283,7 @@ def _disturb(h: Hunted) -> None:
 
 
 def _outside(h: Hunted) -> bytes:
-    """All that the backend and its engines say to whoever asks."""
+    """All that the backend and its engines tell any caller."""
     pages = [h.backend.request("GET", path)[2] for path in ("/readyz", "/healthz", "/v1/models", GATEWAY_PATH)]
     pages.append(h.backend.request("GET", f"/.well-known/attestation?nonce={'1' * 64}")[2])
     for name in (GEMMA, E5):

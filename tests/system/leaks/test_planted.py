@@ -113,7 +113,7 @@ def test_a_file_that_was_written_and_removed_is_found(tmp_path: Path) -> None:
     try:
         written.start()
     except PermissionError as error:
-        pytest.skip(f"fanotify is not to be had here: {error}")
+        pytest.skip(f"fanotify is not permitted here: {error}")
     code = "import os, sys; p = sys.argv[1]; open(p, 'wb').write(bytes.fromhex(sys.argv[2])); os.unlink(p)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "brief"), CANARY.data.hex()], check=True)
     time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""The attacker of the leakage benchmark: he finds what is there to be found, and nothing where there is nothing."""
+"""The attacker of the leakage benchmark finds what the traces leak, and nothing if they leak nothing."""
 
 import numpy as np
 import pytest

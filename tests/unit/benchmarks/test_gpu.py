@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_pieces_make_the_wheels_again(tmp_path: Path) -> None:
     with pytest.raises(pieces.PiecesError, match=r"1 pieces are missing.*002"):
         pieces.join(carried, there)
     (carried / pieces.INDEX).unlink()
-    with pytest.raises(pieces.PiecesError, match="carry the index"):
+    with pytest.raises(pieces.PiecesError, match="copy the index"):
         pieces.join(carried, there)
     with pytest.raises(pieces.PiecesError, match="no wheel"):
         pieces.cut(tmp_path / "nothing", carried)
@@ -144,9 +145,19 @@ def test_the_configuration_that_is_written_is_one(tmp_path: Path) -> None:
     assert config.models[0].arguments == ("--load-format", "dummy")
 
 
+def test_states_asks_commands_that_exist(options: Options) -> None:
+    options.out.mkdir()
+    steps.states(replace(options, gateway=Path(sys.executable)))
+    found = {path.name: path.read_text() for path in options.out.glob("*.txt")}
+    assert set(found) == {"preflight.txt", "preflight-cc-on.txt", "collect.txt"}
+    assert all("confidential VM" in found[name] for name in ("preflight.txt", "preflight-cc-on.txt"))
+    assert "No module named" not in found["collect.txt"]
+    assert re.search(r"exit status [12]\n$", found["collect.txt"])
+
+
 def test_a_step_that_fails_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pieces").mkdir()
     asked = ["run", "--pieces", str(tmp_path / "pieces"), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "w")]
     assert main(asked) == 1
-    assert "carry the index" in capsys.readouterr().out
+    assert "copy the index" in capsys.readouterr().out
     assert main([*asked, "--limit-s", "5"]) == 3

@@ -51,7 +51,7 @@ def test_only_the_true_label_is_taken(here: dict[str, Any], mode: str, tee: str,
 
 
 @pytest.mark.parametrize(
-    ("mode", "tee", "says"), [("devtools", "sev-snp", "DevTools"), ("off", None, "cannot be told")]
+    ("mode", "tee", "says"), [("devtools", "sev-snp", "DevTools"), ("off", None, "is unknown whether")]
 )
 def test_what_has_no_label(here: dict[str, Any], mode: str, tee: str | None, says: str) -> None:
     for wanted in (None, *machine.LABELS):

@@ -63,8 +63,8 @@ def test_what_are_no_transfers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tmp_path / "transfer.json"
     path.write_text("{}")
     assert main(["model", "--transfers", str(path), str(path), "--out", str(tmp_path)]) == 2
-    assert "no file of transfers" in capsys.readouterr().err
-    with pytest.raises(Unusable, match="no file of transfers"):
+    assert "not a file of transfers" in capsys.readouterr().err
+    with pytest.raises(Unusable, match="not a file of transfers"):
         ccmodel_load(tmp_path / "nothing.json")
 
 

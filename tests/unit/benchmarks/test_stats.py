@@ -45,7 +45,7 @@ def test_pairs_take_out_what_both_share() -> None:
     assert together.value == pytest.approx(1.1)
     assert together.high - together.low < 0.001
     assert apart.high - apart.low > 0.3
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="the same number of repetitions"):
         stats.difference((5, 4), ratio, paired=True)
     with pytest.raises(ValueError, match="two repetitions"):
         stats.estimate(1, lambda picks: 0.0)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from adytum.inference.engine.run.cc_settings import REFUSED, SET, ForbiddenFlag, confidential, options, refuse, settings
+from adytum.inference.engine.run.cc_settings import (
+    FORBIDDEN,
+    VARIABLES,
+    ForbiddenFlag,
+    confidential,
+    environment,
+    options,
+    refuse,
+)
 
 # Prints each argument's names, and what the parser makes of every line of standard input, a JSON list.
 PARSER = """
@@ -71,7 +79,7 @@ def parser(engine_python: Path) -> tuple[list[str], list[list[object] | None]]:
 
 
 def flags() -> list[str]:
-    return [row.name for row in REFUSED if row.name.startswith("--")]
+    return [row.name for row in FORBIDDEN]
 
 
 @pytest.mark.parametrize("name", flags())
@@ -84,36 +92,12 @@ def test_every_refused_argument(name: str, form: str) -> None:
         "underscores": ["--" + name[2:].replace("-", "_"), value],
     }[form]
     with pytest.raises(ForbiddenFlag, match=f"^{name}.*Remove it"):
-        refuse(["--max-model-len", "512", *spelled], {})
+        refuse(["--max-model-len", "512", *spelled])
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("VLLM_USE_V2_MODEL_RUNNER", "1"),
-        ("VLLM_USE_V2_MODEL_RUNNER", "True"),
-        ("VLLM_SERVER_DEV_MODE", "1"),
-        ("VLLM_USE_SIMPLE_KV_OFFLOAD", "1"),
-        ("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64, expandable_segments: True"),
-        ("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
-    ],
-)
-def test_every_refused_variable(variable: str, value: str) -> None:
-    with pytest.raises(ForbiddenFlag, match=f"^{variable}="):
-        refuse([], {variable: value})
-
-
-def test_the_variables_above_are_all() -> None:
-    marks = test_every_refused_variable.pytestmark[0].args[1]
-    assert {variable for variable, _ in marks} == {row.name for row in REFUSED if not row.name.startswith("--")}
-
-
-def test_what_is_set_is_not_refused() -> None:
-    assert dict(settings(True).environment) == {"VLLM_USE_V2_MODEL_RUNNER": "0"} == {r.variable: r.value for r in SET}
-    refuse(settings(True).arguments, settings(True).environment)
-    refuse([], {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False", "VLLM_SERVER_DEV_MODE": "0"})
-    assert not settings(False).environment
-    assert not settings(False).arguments
+def test_the_variables_that_are_set() -> None:
+    assert environment(True) == {"VLLM_USE_V2_MODEL_RUNNER": "0"} == {row.name: row.value for row in VARIABLES}
+    assert not environment(False)
 
 
 def test_either_flag() -> None:
@@ -126,7 +110,7 @@ def test_either_flag() -> None:
 
 
 def test_each_row_says_why_and_where() -> None:
-    for row in (*SET, *REFUSED):
+    for row in (*VARIABLES, *FORBIDDEN):
         assert row.reason
         assert row.source.startswith(("vllm#", "CC facts", "adytum"))
 
@@ -154,26 +138,25 @@ def test_vllm_takes_these_and_we_refuse_them(parser: tuple[list[str], list[list[
         assert found is not None, way
         assert found != plain, way
         with pytest.raises(ForbiddenFlag):
-            refuse(way, {})
+            refuse(way)
     for way, found in zip(FINE, parsed[len(WAYS) :], strict=True):
         assert found is not None, way
         assert found[:3] == plain[:3], way
-        refuse(way, {})
+        refuse(way)
 
 
 def test_names_and_abbreviations(parser: tuple[list[str], list[list[object] | None]]) -> None:
     """vLLM knows every name of the table; abbreviations of it are refused, other whole names are not."""
     names, _ = parser
-    # Removed from vLLM before 0.32.
-    refused = set(flags()) - {"--swap-space"}
+    refused = set(flags())
     assert refused <= set(names)
-    assert {row.short for row in REFUSED if row.short not in (None, "-O")} <= set(names)
+    assert {row.short for row in FORBIDDEN if row.short not in (None, "-O")} <= set(names)
     for flag in refused:
         for end in range(3, len(flag)):
             if flag[:end] not in names:
                 with pytest.raises(ForbiddenFlag):
-                    refuse([flag[:end], VALUES.get(flag, "8")], {})
-    shorts = {row.short for row in REFUSED}
+                    refuse([flag[:end], VALUES.get(flag, "8")])
+    shorts = {row.short for row in FORBIDDEN}
     for name in names:
         if name not in refused | shorts:
-            refuse([name, "0"], {})
+            refuse([name, "0"])

@@ -120,7 +120,7 @@ def test_memory_that_may_be_swapped_is_the_hosts(machine: Machine) -> None:
         ((Target("linear", "254:0 0", ""),), "on an ordinary disk"),
         ((Target("verity", LINE, "V"), Target("linear", "254:0 5664", "")), "on an ordinary disk"),
         ((), "on an ordinary disk"),
-        ((Target("verity", "1 254:0", "V"),), "does not tell the root hash"),
+        ((Target("verity", "1 254:0", "V"),), "its root hash is unknown"),
     ],
 )
 def test_table_decides_not_the_name(machine: Machine, targets: tuple[Target, ...], reason: str) -> None:
@@ -141,7 +141,7 @@ def test_kernel_that_does_not_tell(machine: Machine) -> None:
 
     found = where(Path("/mnt/w"), machine.root, refuse)
     assert not found.protected
-    assert "does not tell the root hash (/dev/mapper/control: it needs CAP_SYS_ADMIN)" in found.says()
+    assert "its root hash is unknown (/dev/mapper/control: it needs CAP_SYS_ADMIN)" in found.says()
 
 
 def test_a_device_that_may_not_be_looked_at_is_not_called_verity(machine: Machine) -> None:

@@ -137,7 +137,7 @@ def test_swiotlb_is_found(tmp_path: Path, text: str) -> None:
 
 
 def ask(*arguments: str) -> str:
-    """What QEMU prints. Skips where there is none."""
+    """What QEMU prints. Skips if QEMU is missing."""
     if QEMU is None:
         pytest.skip("needs QEMU: apt-get install qemu-system-x86")
     done = subprocess.run([QEMU, *arguments], capture_output=True, text=True, timeout=30)
@@ -349,8 +349,8 @@ def test_cc_mode(nvidia: Config, tmp_path: Path) -> None:
     assert gpu.query(nvidia) == {"0000:21:00.0": "on"}
     for mode, says in (
         ("devtools", "is devtools"),
-        ("invalid", "does not say"),
-        ("silent", "does not say"),
+        ("invalid", "does not report"),
+        ("silent", "does not report"),
         ("broken", "FspRpcError"),
     ):
         (tmp_path / "mode").write_text(mode)

@@ -1,6 +1,7 @@
-"""What the kernel says of processes: CPU time and memory; and how they are started and ended."""
+"""Processes: how they are started and ended, and their CPU time and memory from the kernel."""
 
 import multiprocessing
+import os
 import resource
 import socket
 import subprocess
@@ -10,26 +11,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_TICK = os.sysconf("SC_CLK_TCK")
+
 
 def many_files() -> None:
-    """Thousands of streams are thousands of descriptors, two of each in the gateway."""
+    """Raises the limit: thousands of streams are thousands of descriptors, two for each in the gateway."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of all threads that `pid` has now. From schedstat: nanoseconds, where `stat` has ticks of 10 ms."""
+    """CPU seconds of all current threads of `pid`. From schedstat, in nanoseconds: `stat` counts ticks of 10 ms."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
+def cpu_ticks(pid: int) -> float:
+    """CPU seconds of `pid`, in ticks of 10 ms: threads that ended count too, children do not."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
 def memory(pid: int) -> tuple[int, int]:
-    """Bytes (RSS, PSS)."""
+    """(RSS, PSS) in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     found = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines[1:]}
     return found["Rss:"], found["Pss:"]
 
 
 def free_port() -> int:
+    """A TCP port of loopback on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -37,7 +47,7 @@ def free_port() -> int:
 
 @contextmanager
 def python(target: Callable[..., None], *arguments: Any) -> Iterator[int]:
-    """A process of ours; gives its id."""
+    """Runs `target` in a process. Yields its id."""
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
     process.start()
     try:
@@ -49,7 +59,7 @@ def python(target: Callable[..., None], *arguments: Any) -> Iterator[int]:
 
 @contextmanager
 def program(command: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
-    """Another's program; gives its id. What it prints goes to `log`."""
+    """Runs a program with its output in `log`. Yields its process id."""
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
@@ -60,7 +70,7 @@ def program(command: list[str], log: Path, environment: dict[str, str] | None = 
 
 
 def wait_for(port: int, seconds: float) -> bool:
-    """Whether somebody listens on loopback's `port` within `seconds`."""
+    """Whether a process listens on loopback's `port` within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with socket.socket() as probe:
