@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adytum.deploy.demo.faq import Entry, FaqError, load, parse
-from tests.engine.conftest import ROOT
+from tests.conftest import ROOT
 
 PAGE = """# Title
 

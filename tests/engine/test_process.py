@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from adytum.inference.engine.run.process import Engine, EngineError, EngineSpec, command, environment
-from tests.engine.conftest import ROOT
+from tests.conftest import ROOT
 
 Make = Callable[..., EngineSpec]
 CANARY = "canary-5b1e77a0"

@@ -29,7 +29,7 @@ from adytum.inference.engine.placement.placement import (
 )
 from adytum.inference.engine.placement.shapes import Shape, ShapeError, from_config, read
 from adytum.inference.engine.run.process import Engine, EngineError, EngineSpec
-from tests.engine.conftest import ROOT
+from tests.conftest import ROOT
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
