@@ -22,6 +22,21 @@ ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
 API_KEY = "sk-canary-7f3a9d1e5b"
 READY_SECONDS = 240
+ENGINE_FIXTURES = {"backend", "engine_python", "models"}
+"""Of this file; a test that depends on one needs vLLM or the demonstration's models."""
+
+pytest_plugins = ("tests.skips",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs vLLM `engine`. A test that gets at it in another way carries the mark in its source."""
+    for item in items:
+        known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        # Other fixtures and parameters may have these names too.
+        if any(
+            definition.func.__module__ == __name__ for name in ENGINE_FIXTURES for definition in known.get(name, ())
+        ):
+            item.add_marker("engine")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +107,7 @@ def free_port() -> int:
 
 
 def wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = READY_SECONDS) -> None:
-    """Until `/readyz` says SERVING; fails with the log where the process ends or time runs out."""
+    """Returns once `/readyz` says SERVING; fails with the log if the process ends or time runs out."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:

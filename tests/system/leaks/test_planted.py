@@ -108,6 +108,7 @@ def test_a_leak_into_a_file_without_a_name_is_found(tmp_path: Path) -> None:
         process.wait()
 
 
+@pytest.mark.root
 def test_a_file_that_was_written_and_removed_is_found(tmp_path: Path) -> None:
     written = Written(SEARCHER, frozenset(), roots=[tmp_path])
     try:

@@ -219,7 +219,7 @@ def test_refused_at_its_step(change: Callable[[Evidence], Evidence], step: Step)
         (OddCpu(provider="none"), Step.CPU_REPORT),
         (OddCpu(report_data=b"x" * 64), Step.BINDING),
     ],
-    # Named by hand: the representation holds times and addresses, and parallel runs need the same names in every process.
+    # Named by hand: the representation holds times and addresses. Parallel runs need the same names in every process.
     ids=[
         "another magic",
         "another subject",
