@@ -30,7 +30,7 @@ def chat(**more: Any) -> dict[str, Any]:
 def test_a_rotation_every_second_is_seen_by_no_client(tmp_path: Path) -> None:
     """Verified clients, some with streams that outlive keys, and raw ones that fetch the keys each time.
 
-    The gateway's and the clients' clock counts requests: 20 are a second. So a slow machine sees as many rotations under
+    The gateway's and the clients' clock counts requests: 20 are a second. So a slow machine sees as many rotations in
     as many requests as a fast one.
     """
     start = time.time()
