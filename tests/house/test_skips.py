@@ -11,6 +11,10 @@ from tests.support import ROOT
 
 LISTED = '[[skip]]\ntests = "tests/"\nreason = "^no device"\nkind = "hardware"\nwhy = "few have it"\n'
 SKIPPING = 'import pytest\n\ndef test_a():\n    pytest.skip("{}")\n\ndef test_b():\n    pass\n'
+WORKERS = [
+    pytest.param((), id="alone"),
+    pytest.param(("-p", "xdist", "-n", "2"), id="xdist", marks=pytest.mark.slow),
+]
 MODULE = 'import pytest\n\npytest.skip("{}", allow_module_level=True)\n'
 
 
@@ -30,7 +34,7 @@ def run(folder: Path, source: str, *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("source", [SKIPPING, MODULE], ids=["test", "module"])
 def test_a_skip_that_is_not_listed_fails_a_strict_run(tmp_path: Path, source: str, workers: tuple[str, ...]) -> None:
     done = run(tmp_path, source.format("swtpm is missing"), "--strict-skips", *workers)
@@ -39,7 +43,7 @@ def test_a_skip_that_is_not_listed_fails_a_strict_run(tmp_path: Path, source: st
     assert done.stdout.count("swtpm is missing") == 1, done.stdout
 
 
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("source", [SKIPPING, MODULE], ids=["test", "module"])
 def test_a_skip_that_is_listed_passes(tmp_path: Path, source: str, workers: tuple[str, ...]) -> None:
     done = run(tmp_path, source.format("no device here"), "--strict-skips", *workers)
