@@ -9,9 +9,13 @@ FUZZ_SECONDS ?= 600
 SOAK_MINUTES ?= 10
 IMAGE ?= build/image
 RUN = $(VENV)/bin/python
+COVERAGE = build/coverage
+PARALLEL = --numprocesses auto --dist worksteal
+# Half of the time that pytest takes to start is compiling tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo test deploy-test image boot-test lint format fuzz bench soak models engine-env clean
+.PHONY: help serve demo check quick-test test deploy-test image boot-test lint types format fuzz bench soak models engine-env clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -22,8 +26,25 @@ serve: $(VENV)/.installed models ## Start the demo backend and a local client pr
 demo: $(VENV)/.installed models ## A short conversation, a search and a tampering attempt, with what the network saw
 	@$(RUN) -m adytum.deploy.demo.run demo --port $(PORT) --proxy-port $(PROXY_PORT)
 
-test: $(VENV)/.installed-dev models ## Run all tests (T="path or options" selects)
+check: $(VENV)/.installed-dev ## Lint, types and the quick tests, side by side: a minute
+	@$(MAKE) --no-print-directory --jobs --output-sync=target lint types quick-test
+
+quick-test: $(VENV)/.installed-dev ## The tests that need no vLLM, no root and no minutes, on all cores
+	@$(RUN) -m pytest --quiet $(PARALLEL) -m "not engine and not root and not slow" $(T)
+
+# Two runs: every engine takes a core or more, so those tests share one process and one backend. Both are run to their
+# end, and one that fails fails the whole.
+test: $(VENV)/.installed-dev models ## Run all tests and print what they cover (T="path or options" selects)
+ifdef T
 	@$(RUN) -m pytest $(T)
+else
+	@rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
+	@status=0; \
+	$(RUN) -m coverage run -m pytest $(PARALLEL) -m "not engine" || status=$$?; \
+	$(RUN) -m coverage run -m pytest -m engine || status=$$?; \
+	$(RUN) -m coverage combine --quiet && $(RUN) -m coverage report || status=$$?; \
+	exit $$status
+endif
 
 deploy-test: $(VENV)/.installed-dev models ## What takes minutes to deploy: whole backends with vLLM behind HAProxy
 	@ADYTUM_DEPLOY_TEST=1 $(RUN) -m pytest tests/deploy -s $(T)
@@ -38,9 +59,11 @@ image: $(VENV)/.installed models ## Build the virtual machine's image of profile
 boot-test: $(VENV)/.installed-dev ## Boot that image in QEMU, talk to it, and see that changed disks stop it
 	@ADYTUM_BOOT_TEST=1 ADYTUM_IMAGE=$(IMAGE) $(RUN) -m pytest tests/boot -s $(T)
 
-lint: $(VENV)/.installed-dev ## ruff everywhere, mypy strict on attestation/ and inference/channel/
+lint: $(VENV)/.installed-dev ## ruff, everywhere
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy, strict, on all that ships
 	@$(VENV)/bin/mypy
 
 format: $(VENV)/.installed-dev ## Format the code

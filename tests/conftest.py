@@ -9,18 +9,34 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from adytum.inference.engine.run.process import EngineSpec
 from tests.support import Wire, config_text
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
 API_KEY = "sk-canary-7f3a9d1e5b"
 READY_SECONDS = 240
+ENGINE_FIXTURES = {"backend", "engine_python", "models"}
+"""Of this file; a test that depends on one needs vLLM or the demonstration's models."""
+
+pytest_plugins = ("tests.skips",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs vLLM `engine`. A test that gets at it in another way carries the mark in its source."""
+    for item in items:
+        known = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        # Other fixtures and parameters may have these names too.
+        if any(
+            definition.func.__module__ == __name__ for name in ENGINE_FIXTURES for definition in known.get(name, ())
+        ):
+            item.add_marker("engine")
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +59,27 @@ def models() -> Path:
     folder = ROOT / "var" / "models"
     assert (folder / "llama-awq").is_dir(), "no demo models: run the tests with `make test`"
     return folder
+
+
+@pytest.fixture
+def spec(engine_python: Path, models: Path, tmp_path: Path) -> Callable[..., EngineSpec]:
+    """Makes specifications of the demo Llama; keyword arguments replace fields."""
+
+    def make(**changes: object) -> EngineSpec:
+        fields: dict[str, object] = {
+            "id": "demo/llama-awq",
+            "model": str(models / "llama-awq"),
+            "task": "generate",
+            "python": engine_python,
+            "socket": tmp_path / "run" / "llama.sock",
+            "log": tmp_path / "llama.log",
+            "placement": ("--kv-cache-memory-bytes", str(64 * 1024 * 1024), "--max-num-seqs", "64"),
+            "tool_parser": "llama3_json",
+            "sandbox": False,
+        }
+        return EngineSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -70,7 +107,7 @@ def free_port() -> int:
 
 
 def wait_until_serving(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = READY_SECONDS) -> None:
-    """Until `/readyz` says SERVING; fails with the log if the process ends or time runs out."""
+    """Returns once `/readyz` says SERVING; fails with the log if the process ends or time runs out."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:

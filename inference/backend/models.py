@@ -85,7 +85,7 @@ def _environment(config: Config, devices: Devices) -> Mapping[str, str]:
                 cc_settings.refuse(model.arguments)
             except cc_settings.ForbiddenFlag as error:
                 raise StepFailed(f"{model.id}: {error}") from error
-    return cc_settings.environment(confidential).environment
+    return cc_settings.environment(confidential)
 
 
 def _placements(config: Config, folders: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:

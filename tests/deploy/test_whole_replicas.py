@@ -16,6 +16,8 @@ pytestmark = [
     pytest.mark.skipif("ADYTUM_DEPLOY_TEST" not in os.environ, reason="minutes long: make deploy-test"),
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed (apt-get install haproxy)"),
     pytest.mark.timeout(900),
+    pytest.mark.engine,
+    pytest.mark.slow,
 ]
 
 

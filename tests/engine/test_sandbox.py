@@ -188,6 +188,7 @@ def _interpreter() -> list[str]:
     ]
 
 
+@pytest.mark.root
 def test_every_escape_works_outside_and_fails_inside(world: World) -> None:
     outside = world.run(ESCAPES, inside=False)
     works = {name for name, (what, got) in outside.items() if what == "got" and got != []}
@@ -199,12 +200,14 @@ def test_every_escape_works_outside_and_fails_inside(world: World) -> None:
     assert not escaped
 
 
+@pytest.mark.root
 def test_what_an_engine_needs_works_inside(world: World) -> None:
     inside = world.run(RIGHTS, inside=True)
     assert {name: what for name, (what, _) in inside.items()} == dict.fromkeys(RIGHTS, "got"), inside
     assert inside["model"][1] == "weights"
 
 
+@pytest.mark.root
 def test_nothing_is_left_when_the_first_process_ends(world: World) -> None:
     left = world.told["marker"] + "-left"
     try:
@@ -219,6 +222,7 @@ def test_nothing_is_left_when_the_first_process_ends(world: World) -> None:
     assert not _pids(left)
 
 
+@pytest.mark.root
 def test_a_missing_folder_is_named(world: World) -> None:
     told = {**world.told, "read_only": [*world.told["read_only"], "/nowhere/model"], "inside": True, "tries": ()}
     done = subprocess.run(
@@ -228,6 +232,7 @@ def test_a_missing_folder_is_named(world: World) -> None:
     assert "/nowhere/model is missing" in done.stderr
 
 
+@pytest.mark.root
 def test_the_sandbox_without_root() -> None:
     """In a user namespace, where the kernel allows one; with the system's Python, which such a user can read."""
     if os.getuid() != 0 or not shutil.which("setpriv") or not Path("/usr/bin/python3").exists():

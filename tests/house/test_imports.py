@@ -4,6 +4,7 @@ A rule says for which files it holds and which imports it takes. Each is also fe
 """
 
 import ast
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +33,13 @@ def under(target: str, *packages: str) -> bool:
     return any(target == package or target.startswith(package + ".") for package in packages)
 
 
-def imports(path: str, source: str) -> Iterator[str]:
+@functools.cache
+def imports(path: str, source: str) -> tuple[str, ...]:
+    """`_imports`, which many rules ask about the same files."""
+    return tuple(_imports(path, source))
+
+
+def _imports(path: str, source: str) -> Iterator[str]:
     """The dotted names that a file imports: `from a import b` gives `a.b`, which may be a module or a name in one."""
     package = PurePosixPath(path).parent.parts
     package = package if package[0] == "tests" else ("adytum", *package)

@@ -74,6 +74,7 @@ def kill_in_the_middle(replica: Replica, log: Path) -> str:
     return found[-1]
 
 
+@pytest.mark.slow
 def test_a_replica_is_killed_under_load_and_comes_back(cluster: Cluster) -> None:
     before = counts(cluster)
     with cluster.proxy(*(cluster.url(name) for name in (*NAMES, ROGUE))) as url:

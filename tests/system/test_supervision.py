@@ -23,6 +23,7 @@ from tests.conftest import free_port, wait_until_serving
 from tests.support import ROOT, Answer, Wire, config_text, open_answer, seal, sealed_chat
 
 LLAMA, E5 = "demo/llama-awq", "demo/e5"
+pytestmark = pytest.mark.engine
 
 
 @dataclass

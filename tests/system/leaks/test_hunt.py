@@ -299,6 +299,10 @@ def _outside(h: Hunted) -> bytes:
     return b"".join((*pages, own))
 
 
+# Two minutes by itself; on a machine with other work, engines start and stop several times more slowly.
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_nothing_of_a_conversation_is_found_anywhere(hunted: Hunted) -> None:
     h = hunted
     _ask_everything(h)

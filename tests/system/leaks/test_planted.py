@@ -66,6 +66,7 @@ def test_a_core_file_is_a_leak_whatever_it_holds(tmp_path: Path) -> None:
     assert hunt([WholeTree(0, roots=[tmp_path])], SEARCHER) == {Hit(str(tmp_path / "core.77"), "a core dump")}
 
 
+@pytest.mark.slow
 def test_the_whole_machine_is_searched(tmp_path: Path) -> None:
     started = time.time() - 1
     (tmp_path / "somewhere").write_bytes(CANARY.data)
@@ -108,6 +109,7 @@ def test_a_leak_into_a_file_without_a_name_is_found(tmp_path: Path) -> None:
         process.wait()
 
 
+@pytest.mark.root
 def test_a_file_that_was_written_and_removed_is_found(tmp_path: Path) -> None:
     written = Written(SEARCHER, frozenset(), roots=[tmp_path])
     try:

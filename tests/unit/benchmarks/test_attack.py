@@ -61,6 +61,7 @@ def test_a_trace_of_any_length_has_a_row(features: str, writes: int) -> None:
     assert np.isfinite(matrix).all()
 
 
+@pytest.mark.slow
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack, "_TREES", 10)
     lines = list(attack.rows(traces("sizes")))

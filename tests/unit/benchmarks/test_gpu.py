@@ -48,7 +48,7 @@ def test_the_shapes_are_the_published_models(tmp_path: Path, name: str, gigabyte
         assert (shape.global_layers, shape.sliding_layers, shape.window) == (10, 52, 1024)
 
 
-@pytest.mark.skipif(not (ROOT / ".venv-engine/bin/python").exists(), reason="needs the engines' environment")
+@pytest.mark.engine
 def test_a_prompt_of_random_tokens_keeps_its_length(tmp_path: Path) -> None:
     """As `vllm bench serve` makes them: random ids, decoded, and tokenized again by the engine."""
     shapes.write(shapes.MODELS[0].small(), tmp_path)

@@ -188,6 +188,21 @@ def test_frames_out_of_order(order: list[int]) -> None:
         "é" + HEADER[1:],
         "٣" + HEADER[1:],
     ],
+    # Named by hand: HEADER is a fresh key, and parallel runs need the same names in every process.
+    ids=[
+        "empty",
+        "a digit short",
+        "a byte short",
+        "a digit long",
+        "a byte long",
+        "newline",
+        "uppercase",
+        "prefix 0x",
+        "no hex digit",
+        "space",
+        "Latin letter",
+        "Arabic digit",
+    ],
 )
 def test_a_bad_header(header: str) -> None:
     assert type(refused(RequestOpener, header, (KEY,))) is MalformedMessage

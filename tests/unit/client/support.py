@@ -31,6 +31,7 @@ from adytum.inference.client.proxy.upstream import UpstreamClient
 from adytum.inference.gateway.accounting.usage import Usage
 from adytum.inference.gateway.exchange.notary import Notary
 from adytum.inference.gateway.keys import KeyRing
+from tests.serving import QuickServer
 
 GATEWAY = "/.well-known/ohttp-gateway/fake"
 API_KEY = "sk-canary-5d1c77aa"
@@ -266,7 +267,7 @@ def chat(stream: bool = False, **more: Any) -> dict[str, Any]:
 def serving(app: Any, *, lifespan: str = "off") -> Iterator[int]:
     """Serves an ASGI application on loopback in a thread; yields its port."""
     config = uvicorn.Config(app, port=0, http="httptools", lifespan=lifespan, access_log=False, log_level="critical")  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
+    server = QuickServer(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
@@ -276,8 +277,7 @@ def serving(app: Any, *, lifespan: str = "off") -> Iterator[int]:
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        server.should_exit = True
-        server.force_exit = True
+        server.end()
         thread.join(20)
 
 

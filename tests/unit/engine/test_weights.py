@@ -281,6 +281,7 @@ def test_check_does_not_hash_on_after_a_difference(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core hashes one file after another")
+@pytest.mark.slow
 def test_check_stops_a_file_that_is_being_hashed(folder: Path) -> None:
     with (folder / "sparse").open("wb") as stream:
         stream.truncate(1_000_000_000)

@@ -37,6 +37,7 @@ from adytum.inference.gateway.exchange.notary import Notary
 from adytum.inference.gateway.exchange.sealed import SealedService
 from adytum.inference.gateway.keys import REPLAY_LIMIT, KeyRing
 from adytum.inference.gateway.limits import LIMITS, GatewayLimits
+from tests.serving import ClockLoop, QuickServer
 from tests.support import Wire
 
 USAGE = {"prompt_tokens": 21, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}}
@@ -122,8 +123,9 @@ class RunningGateway(Wire):
     reread: Callable[[], None]
     """Looks at the signed list of callers again."""
     telemetry: Telemetry
-    call: Callable[[Callable[[], None]], object]
-    """Has something called in the gateway's and the engine's thread."""
+    loop: ClockLoop
+    """The gateway's and the engine's."""
+    guard: Guard
 
 
 def admission_of(config: Config) -> Admission:
@@ -140,14 +142,16 @@ def running_gateway(
     replay_limit: int = REPLAY_LIMIT,
     limits: GatewayLimits = LIMITS,
     engine: ScriptedEngine | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[RunningGateway]:
     """A gateway with real keys, channel and simulated evidence in front of a scripted engine, in a thread.
 
-    It listens on the configuration's port, of loopback; 0 for a free one.
+    It listens on the configuration's port, of loopback; 0 for a free one. `clock`: Unix seconds. Limits go by the
+    loop's time, which `loop.skip` moves on.
     """
     engine = engine or ScriptedEngine()
-    keys = KeyRing(time.time, config.channel.key_lifetime_s, config.channel.key_overlap_s, replay_limit)
-    notary = Notary({model.id: bytes(32) for model in config.models}, time.time)
+    keys = KeyRing(clock, config.channel.key_lifetime_s, config.channel.key_overlap_s, replay_limit)
+    notary = Notary({model.id: bytes(32) for model in config.models}, clock)
     metering = config.metering
     telemetry = Telemetry(metering.token_bucket, dict)
     records = Records(metering.records, metering.token_bucket) if metering.records is not None else None
@@ -170,7 +174,7 @@ def running_gateway(
             sandbox=config.engines.sandbox,
             software_version="test",
             cc_mode="none",
-            issued_at=int(time.time()),
+            issued_at=int(clock()),
             keys_expire_at=int(keys.expires_at),
         )
 
@@ -196,7 +200,9 @@ def running_gateway(
             load=Load(config.models),
             telemetry=telemetry,
         )
-        evidence = EvidenceService(Collector(cpu=SimulatedCpu(), gpus=NoGpus(), endorsements=NoEndorsements()), claims)
+        evidence = EvidenceService(
+            Collector(cpu=SimulatedCpu(clock=clock), gpus=NoGpus(), endorsements=NoEndorsements()), claims
+        )
         app = create_gateway(
             replica=config.server.replica,
             padding=config.channel.shape,
@@ -208,7 +214,7 @@ def running_gateway(
             sealed=sealed,
         )
         guard = Guard(config.server.max_connections, config.server.request_seconds, limits)
-        server = uvicorn.Server(
+        server = QuickServer(
             uvicorn.Config(
                 app,
                 port=config.server.port,
@@ -218,11 +224,10 @@ def running_gateway(
                 log_level="critical",
             )
         )
-        holder.update(server=server, sealed=sealed, reread=lambda: file.refresh(known) if file else None)
+        holder.update(server=server, sealed=sealed, guard=guard, reread=lambda: file.refresh(known) if file else None)
         serving_task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
-        holder["call"] = asyncio.get_running_loop().call_soon_threadsafe
         holder["port"] = server.servers[0].sockets[0].getsockname()[1]
         started.set()
         await serving_task
@@ -231,7 +236,12 @@ def running_gateway(
         if records is not None:
             records.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    loop = ClockLoop()
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert started.wait(20)
     try:
@@ -243,9 +253,9 @@ def running_gateway(
             holder["sealed"],
             holder["reread"],
             telemetry,
-            holder["call"],
+            loop,
+            holder["guard"],
         )
     finally:
-        holder["server"].should_exit = True
-        holder["server"].force_exit = True
+        holder["server"].end()
         thread.join(20)

@@ -196,6 +196,7 @@ def test_names_of_blackwells_manifests(vectors: Path) -> None:
 # Every change, every end
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_real_manifest_counts(vectors: Path) -> None:
     """A sample: every 7th byte, and every one of the beginning and of SignedInfo, each replaced in two ways.
 

@@ -341,6 +341,7 @@ def test_gpu_evidence_is_for_these_claims_alone() -> None:
     assert refused.value.code == "gpu.nonce"
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_a_document_is_refused_or_irrelevant() -> None:
     """Every 37th byte: the stride falls on every field. The one irrelevant kind: white space around the base64 of a
     manifest signer's certificate, which the signature leaves out."""

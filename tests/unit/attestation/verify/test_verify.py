@@ -219,7 +219,20 @@ def test_refused_at_its_step(change: Callable[[Evidence], Evidence], step: Step)
         (OddCpu(provider="none"), Step.CPU_REPORT),
         (OddCpu(report_data=b"x" * 64), Step.BINDING),
     ],
-    ids=str,
+    # Named by hand: the representation holds times and addresses. Parallel runs need the same names in every process.
+    ids=[
+        "another magic",
+        "another subject",
+        "another curve",
+        "signed by a stranger",
+        "expired",
+        "not yet valid",
+        "two certificates",
+        "no certificate",
+        "trailing byte",
+        "another provider",
+        "another report data",
+    ],
 )
 def test_validly_signed_and_still_wrong(cpu: OddCpu, step: Step) -> None:
     with pytest.raises(VerificationError) as refused:

@@ -49,6 +49,7 @@ def test_each_kind_is_read_and_salted(name: str) -> None:
     assert found.tokens == 256
 
 
+@pytest.mark.engine
 def test_the_engines_hash_of_an_image_is_another_for_each_salt() -> None:
     """Real vLLM's: its caches of images go by it."""
     code = """
@@ -227,6 +228,7 @@ def test_a_frame_beyond_its_screen_counts() -> None:
     assert images.read(bytes(gif)) == Image("gif", 65_001, 60_002)
 
 
+@pytest.mark.engine
 def test_pillow_finds_no_other_size() -> None:
     """What is taken here, the engines' Pillow opens at the same size, as another of its kinds, or not at all."""
     rng = random.Random(7)

@@ -111,6 +111,7 @@ def device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
 
 
+@pytest.mark.root
 def test_a_block_device_is_read_again_when_its_list_changes(device: tuple[Path, Path], tmp_path: Path) -> None:
     path, _ = device
     file = SignedFile(path, SIGNED_BY)
@@ -125,6 +126,7 @@ def test_a_block_device_is_read_again_when_its_list_changes(device: tuple[Path, 
     assert held.serial == 2, "an older list was taken"
 
 
+@pytest.mark.root
 def test_an_empty_disk_is_told(device: tuple[Path, Path]) -> None:
     path, image = device
     image.write_bytes(bytes(image.stat().st_size))

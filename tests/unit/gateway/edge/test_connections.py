@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ from adytum.inference.gateway.limits import LIMITS
 from tests.support import config_text, seal, sealed_chat
 from tests.unit.gateway.support import RunningGateway, running_gateway
 
-TIGHT = replace(LIMITS, head=2048, head_lines=20, head_seconds=1.0, write_seconds=1.5, pipelined=4)
+TIGHT = replace(LIMITS, head=2048, head_lines=20, head_seconds=60.0, write_seconds=90.0, pipelined=4)
+BODY_SECONDS = 120
+MARGIN = 20.0
+"""Seconds before a limit, in which nothing may be cut yet: less than this passes while a test runs."""
+SWEEP = 1.0
+"""Between two looks of the guard at its connections."""
 PATH = "/.well-known/ohttp-gateway"
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n".encode()
 
 
 @pytest.fixture
 def tight(tmp_path: Path) -> Iterator[RunningGateway]:
-    changes = {"max_requests": "8\nmax_connections = 6\nrequest_seconds = 2\nmax_upload_mib = 64"}
+    changes = {"max_requests": f"8\nmax_connections = 6\nrequest_seconds = {BODY_SECONDS}\nmax_upload_mib = 64"}
     config = parse(config_text(port=0, runtime=tmp_path, changes=changes).encode())
     with running_gateway(config, tmp_path, limits=TIGHT) as gateway:
         yield gateway
@@ -36,12 +41,33 @@ def connect(gateway: RunningGateway) -> socket.socket:
 
 
 def ended_after(connection: socket.socket) -> float:
-    """Seconds until the peer ended it."""
+    """Seconds until the peer ended it. Fails if it does not within ten."""
     started = time.monotonic()
     with contextlib.suppress(ConnectionError):
         while connection.recv(65_536):
             pass
     return time.monotonic() - started
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the peer has ended it already."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    finally:
+        connection.settimeout(10)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Returns as soon as it holds. Fails after 20 seconds, which a busy machine does not need either."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def still_serves(gateway: RunningGateway) -> bool:
@@ -54,18 +80,24 @@ def chat(**more: Any) -> dict[str, Any]:
 
 def test_a_connection_that_says_nothing_is_cut(tight: RunningGateway) -> None:
     with connect(tight) as connection:
-        assert 0.5 < ended_after(connection) < 4
+        wait_until(lambda: len(tight.guard.open) == 1)
+        tight.loop.skip(TIGHT.head_seconds - MARGIN)
+        assert not ended(connection)
+        tight.loop.skip(MARGIN + SWEEP)
+        ended_after(connection)
     assert still_serves(tight)
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut(tight: RunningGateway) -> None:
     with connect(tight) as connection:
-        started = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            for byte in HEAD * 100:
-                connection.sendall(bytes((byte,)))
-                time.sleep(0.05)
-        assert time.monotonic() - started < 4
+        for byte in HEAD[:40]:
+            connection.sendall(bytes((byte,)))
+        wait_until(lambda: len(tight.guard.open) == 1)
+        tight.loop.skip(TIGHT.head_seconds - MARGIN)
+        connection.sendall(b"x")
+        assert not ended(connection)
+        tight.loop.skip(MARGIN + SWEEP)
+        ended_after(connection)
     assert still_serves(tight)
 
 
@@ -91,26 +123,27 @@ def test_a_body_that_comes_too_slowly_is_answered_and_cut(tight: RunningGateway)
     body = seal(sealer, chat())
     with connect(tight) as connection:
         connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
-        said = b""
-        started = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while data := connection.recv(65_536):
-                said += data
-        # Two seconds for the body, three for the client to read why, and a busy machine's own.
-        assert 1.5 < time.monotonic() - started < 12
-        assert b" 408 " in said
+        wait_until(lambda: tight.sealed.in_progress == 1)
+        tight.loop.skip(BODY_SECONDS - MARGIN)
+        assert not ended(connection)
+        tight.loop.skip(MARGIN)
+        assert b" 408 " in connection.recv(65_536)
+        assert not ended(connection), "the client has three seconds to read why"
+        tight.loop.skip(3 + SWEEP)
+        ended_after(connection)
     assert still_serves(tight)
 
 
 def test_a_body_after_its_answer_is_not_read_for_ever(tight: RunningGateway) -> None:
     with connect(tight) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-        started = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() - started < 12:
-                connection.sendall(b"x")
-                time.sleep(0.05)
-        assert time.monotonic() - started < 9
+        assert connection.recv(4096).startswith(b"HTTP/1.1 4")
+        connection.sendall(b"x" * 100)
+        tight.loop.skip(BODY_SECONDS - MARGIN)
+        connection.sendall(b"x" * 100)
+        assert not ended(connection)
+        tight.loop.skip(MARGIN + 3 + SWEEP)
+        ended_after(connection)
 
 
 def test_a_reader_that_takes_nothing_is_cut_and_its_engine_let_go(tight: RunningGateway) -> None:
@@ -119,24 +152,25 @@ def test_a_reader_that_takes_nothing_is_cut_and_its_engine_let_go(tight: Running
     with connect(tight) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        deadline = time.monotonic() + 15
-        while not tight.engine.aborted and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert tight.engine.aborted == 1
-        assert tight.sealed.in_progress == 0
+        wait_until(lambda: any(taken.flow.write_paused for taken in tight.guard.open))
+        tight.loop.skip(TIGHT.write_seconds - MARGIN)
+        assert tight.engine.aborted == 0
+        tight.loop.skip(MARGIN + SWEEP)
+        wait_until(lambda: tight.engine.aborted == 1 and tight.sealed.in_progress == 0)
     assert still_serves(tight)
 
 
 def test_more_connections_than_configured_are_closed_and_the_others_served(tight: RunningGateway) -> None:
     held = [connect(tight) for _ in range(6)]
-    time.sleep(0.2)
+    wait_until(lambda: len(tight.guard.open) == 6)
     with connect(tight) as one_more:
-        assert ended_after(one_more) < 0.5
+        ended_after(one_more)
+    assert len(tight.guard.open) == 6
     held[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert b" 200 " in held[0].recv(4096)
     for connection in held:
         connection.close()
-    time.sleep(0.2)
+    wait_until(lambda: not tight.guard.open)
     assert still_serves(tight)
 
 
@@ -170,8 +204,10 @@ def test_what_arrives_is_bounded_over_all_requests(tight: RunningGateway) -> Non
         thread = threading.Thread(target=lambda c=connection, d=data: _send(c, d))
         thread.start()
         open_ones.append((connection, thread))
-    for connection, thread in open_ones:
+    for _, thread in open_ones:
         thread.join(10)
+    tight.loop.skip(BODY_SECONDS)
+    for connection, _ in open_ones:
         with contextlib.suppress(ConnectionError, TimeoutError):
             answers.append(connection.recv(100))
         connection.close()
@@ -205,6 +241,12 @@ def test_what_one_request_asks_for_is_bounded(tmp_path: Path, change: dict[str, 
         assert gateway.engine.seen == []
 
 
+def finish(gateway: RunningGateway, *threads: threading.Thread) -> None:
+    """Moves time on until the scripted engine has made all events, and the requests are answered."""
+    while any(thread.is_alive() for thread in threads):
+        gateway.loop.skip(5)
+
+
 def test_a_model_has_so_many_requests_and_tokens_at_a_time(tmp_path: Path) -> None:
     text = config_text(port=0, runtime=tmp_path)
     text = text.replace(
@@ -214,25 +256,25 @@ def test_a_model_has_so_many_requests_and_tokens_at_a_time(tmp_path: Path) -> No
         answers: list[int] = []
 
         def ask(**more: Any) -> None:
-            answers.append(sealed_chat(gateway, chat(stream=True, events=4, gap=0.5, **more)).status)
+            answers.append(sealed_chat(gateway, chat(stream=True, events=4, gap=5, **more)).status)
 
         threads = [threading.Thread(target=ask) for _ in range(2)]
         for thread in threads:
             thread.start()
-        time.sleep(0.7)
+        wait_until(lambda: len(gateway.engine.seen) == 2)
         refused = sealed_chat(gateway, chat())
         assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
         assert (b"retry-after", b"5") in refused.fields
         assert sealed_chat(gateway, {**chat(), "model": "demo/gemma3"}).status == 200, "another model has room"
-        for thread in threads:
-            thread.join()
+        finish(gateway, *threads)
         assert answers == [200, 200]
         # Alone a request may be as long as it likes; beside another it has to fit.
         large = threading.Thread(target=ask, kwargs={"max_tokens": 4900})
+        before = len(gateway.engine.seen)
         large.start()
-        time.sleep(0.7)
+        wait_until(lambda: len(gateway.engine.seen) == before + 1)
         assert sealed_chat(gateway, chat(max_tokens=500)).status == 503
-        large.join()
+        finish(gateway, large)
         assert sealed_chat(gateway, chat(max_tokens=500)).status == 200
 
 
@@ -252,6 +294,6 @@ def test_a_connection_to_the_engine_carries_one_request_after_another(tmp_path: 
         # Nor one that it closed while it rested.
         engine = used[5]
         assert engine is not None
-        gateway.call(engine.close)
+        gateway.loop.call_soon_threadsafe(engine.close)
         assert sealed_chat(gateway, chat()).status == 200
         assert used[6] is not used[5]

@@ -138,6 +138,7 @@ def schemathesis(gateway: RunningGateway, document: Path, examples: int) -> subp
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
 
 
+@pytest.mark.slow
 def test_generated_requests_get_described_answers(gateway: RunningGateway) -> None:
     ran = schemathesis(gateway, FILE, int(os.environ.get("SCHEMATHESIS_EXAMPLES", "50")))
     assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
@@ -145,6 +146,7 @@ def test_generated_requests_get_described_answers(gateway: RunningGateway) -> No
     assert "Fuzzing (in" in ran.stdout
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_described_is_found(gateway: RunningGateway, tmp_path: Path) -> None:
     text = FILE.read_text()
     line = '        "422": {$ref: "#/components/responses/UnknownKey"}\n'

@@ -19,6 +19,7 @@ from tests.support import config_text, seal, sealed_chat
 from tests.unit.gateway.support import RunningGateway, event, running_gateway
 
 CHAT = "/v1/chat/completions"
+REQUESTS = 200
 OHTTP_DATE = "https://iana.org/assignments/http-problem-types#date"
 
 
@@ -27,27 +28,39 @@ def chat(**more: Any) -> dict[str, Any]:
 
 
 def test_a_rotation_every_second_is_seen_by_no_client(tmp_path: Path) -> None:
-    """Verified clients, some with streams that outlive keys, and raw ones that fetch the keys each time."""
+    """Verified clients, some with streams that outlive keys, and raw ones that fetch the keys each time.
+
+    The gateway's and the clients' clock counts requests: 20 are a second. So a slow machine sees as many rotations in
+    as many requests as a fast one.
+    """
+    start = time.time()
+    done: list[str] = []
+
+    def clock() -> float:
+        return start + len(done) / 20
+
     overlap = EXPIRY_MARGIN_S + 2
     changes = {"key_lifetime_s": "1", "key_overlap_s": str(overlap), "interval_s": "0.05"}
     config = parse(config_text(port=0, runtime=tmp_path, changes=changes).encode())
-    with running_gateway(config, tmp_path) as gateway:
-        stop = time.monotonic() + 8
+    with running_gateway(config, tmp_path, clock=clock) as gateway:
         errors: list[str] = []
-        done: list[str] = []
+        outlived: list[float] = []
 
         def verified(stream: bool) -> None:
-            transport = AdytumTransport(gateway.url, Policy.accept_simulated())
+            transport = AdytumTransport(gateway.url, Policy.accept_simulated(), clock=clock)
             with httpx2.Client(transport=transport, base_url=gateway.url, timeout=30) as client:
-                while time.monotonic() < stop:
-                    asked = chat(stream=True, events=4, gap=0.5) if stream else chat()
+                while len(done) < REQUESTS:
+                    began = clock()
+                    asked = chat(stream=True, events=4, gap=0.1) if stream else chat()
                     response = client.post(CHAT, json=asked)
                     done.append("stream" if stream else "whole")
+                    if stream and clock() - began > 1:
+                        outlived.append(clock() - began)
                     if response.status_code != 200 or (stream and event(3).strip() not in response.content):
                         errors.append(f"{response.status_code}")
 
         def raw() -> None:
-            while time.monotonic() < stop:
+            while len(done) < REQUESTS:
                 answer = sealed_chat(gateway, chat())
                 done.append("raw")
                 if answer.status != 200:
@@ -68,7 +81,7 @@ def test_a_rotation_every_second_is_seen_by_no_client(tmp_path: Path) -> None:
             thread.join(60)
         assert errors == []
         assert {"stream", "whole", "raw"} == set(done)
-        assert len(done) > 100
+        assert outlived, "a stream was longer than its key was current"
         assert before.isdisjoint(item.key_id for item in gateway.keys.configurations)
         assert len(gateway.keys.ehbp_keys()) >= 7, "the keys before are still answered"
 

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,6 +22,7 @@ from adytum.inference.channel.shaping import Cells
 from adytum.inference.core.config import parse
 from adytum.inference.gateway.edge.app import GATEWAY_PATH
 from adytum.inference.gateway.exchange.shaping import FIRST_SLOT_TICKS, Paced
+from tests.serving import VirtualLoop
 from tests.support import config_text, open_answer, seal
 from tests.unit.channel.support import server_sent_events
 from tests.unit.gateway.support import RunningGateway, event, running_gateway
@@ -29,6 +31,8 @@ MODEL = "demo/llama-awq"
 CADENCE = 0.02
 SIZE = 512
 LEAST = 16
+ATTEMPTS = 40
+"""A busy machine is late now and then, but not so often in a row."""
 
 
 @pytest.fixture(scope="module")
@@ -123,37 +127,48 @@ SHORT: dict[str, Any] = {
 
 @pytest.mark.parametrize("protocol", ["ohttp", "ehbp"])
 def test_answers_that_fit_into_the_least_look_the_same(gateway: RunningGateway, protocol: str) -> None:
-    shapes = {}
-    for name, body in SHORT.items():
-        seen = over_ehbp(gateway, body) if protocol == "ehbp" else over_ohttp(gateway, body)[0]
-        shapes[name] = seen.shape
-        assert seen.sizes == [SIZE] * LEAST, name
-    assert len(set(shapes.values())) == 1, shapes
+    def ask(body: Any) -> Seen:
+        return over_ehbp(gateway, body) if protocol == "ehbp" else over_ohttp(gateway, body)[0]
+
+    with ThreadPoolExecutor(len(SHORT)) as pool:
+        seen = dict(zip(SHORT, pool.map(ask, SHORT.values()), strict=True))
+    for name, one in seen.items():
+        assert one.sizes == [SIZE] * LEAST, name
+    assert len({one.shape for one in seen.values()}) == 1, seen
 
 
 @pytest.mark.parametrize("name", ["fast", "slow", "none", "whole", "a model that is not there"])
 def test_one_cell_leaves_at_each_tick(gateway: RunningGateway, name: str) -> None:
-    for attempt in range(4):
+    for _ in range(ATTEMPTS):
         seen, _ = over_ohttp(gateway, SHORT[name])
         # From the opening, which comes a moment after sending, the first cell waits for the first slot.
-        assert seen.times[0] >= FIRST_SLOT_TICKS * CADENCE - 0.001
-        late = [when - seen.times[0] - CADENCE * at for at, when in enumerate(seen.times)]
-        assert min(late) > -0.6 * CADENCE, "no cell leaves before its tick"
-        # A busy machine makes a tick late now and then; four answers in a row would not be late by chance.
-        if max(late) < 0.5 * CADENCE:
+        late = [when - CADENCE * (FIRST_SLOT_TICKS + at) for at, when in enumerate(seen.times)]
+        assert min(late) > -0.001, "a cell left before its tick"
+        if max(late) - min(late) < 0.5 * CADENCE:
             return
-        assert attempt < 3, late
+    pytest.fail(f"some cell was late each time: {late}")
 
 
 def test_an_engine_that_is_slower_than_the_least_shows_a_doubled_number(gateway: RunningGateway) -> None:
-    counts = {len(over_ohttp(gateway, chat(stream=True, events=8, gap=gap))[0].sizes) for gap in (0.05, 0.06, 0.07)}
-    assert counts == {2 * LEAST}
+    asked = [chat(stream=True, events=8, gap=gap) for gap in (0.05, 0.06, 0.07)]
+    for _ in range(ATTEMPTS):
+        with ThreadPoolExecutor(len(asked)) as pool:
+            counts = {len(seen.sizes) for seen, _ in pool.map(lambda body: over_ohttp(gateway, body), asked)}
+        # An engine that is held up for longer is slower than the next number too, and shows that.
+        assert counts <= {2 * LEAST, 4 * LEAST, 8 * LEAST}
+        if counts == {2 * LEAST}:
+            return
+    pytest.fail(f"never the same number for all: {counts}")
 
 
 def test_a_whole_answer_that_takes_long_shows_its_slot_only(gateway: RunningGateway) -> None:
-    seen, _ = over_ohttp(gateway, chat("later", wait=0.1))
-    assert seen.sizes == [SIZE] * LEAST
-    assert 2 * FIRST_SLOT_TICKS * CADENCE - 0.001 <= seen.times[0] < 3 * FIRST_SLOT_TICKS * CADENCE
+    for _ in range(ATTEMPTS):
+        seen, _ = over_ohttp(gateway, chat("later", wait=0.1))
+        assert seen.sizes == [SIZE] * LEAST
+        assert seen.times[0] >= 2 * FIRST_SLOT_TICKS * CADENCE - 0.001
+        if seen.times[0] < 3 * FIRST_SLOT_TICKS * CADENCE:
+            return
+    pytest.fail(f"never in the slot after: {seen.times[0]}")
 
 
 def test_a_longer_whole_answer_has_a_doubled_number_of_cells(gateway: RunningGateway) -> None:
@@ -199,11 +214,13 @@ def test_the_engine_is_free_before_the_last_cell_left(gateway: RunningGateway) -
     head = f"POST {GATEWAY_PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: {ohttp.CHUNKED.request}\r\n"
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
         connection.sendall(head.encode() + f"Content-Length: {len(sealed)}\r\n\r\n".encode() + sealed)
-        data = connection.recv(65_536)
-        time.sleep(4 * CADENCE)
-        assert pool.in_progress(MODEL) == 0
+        data, free_at = b"", None
         while not data.endswith(b"\r\n0\r\n\r\n"):
-            data += connection.recv(65_536)
+            data += connection.recv(1)
+            if free_at is None and pool.in_progress(MODEL) == 0:
+                free_at = len(data)
+    assert free_at is not None
+    assert free_at < len(data) - SIZE, "it was held until the last cell"
 
 
 def test_a_client_that_leaves_ends_the_generation(gateway: RunningGateway) -> None:
@@ -214,7 +231,7 @@ def test_a_client_that_leaves_ends_the_generation(gateway: RunningGateway) -> No
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
         connection.sendall(head.encode() + f"Content-Length: {len(sealed)}\r\n\r\n".encode() + sealed)
         assert connection.recv(65_536)
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while gateway.engine.aborted == aborted and time.monotonic() < until:
         time.sleep(0.01)
     assert gateway.engine.aborted == aborted + 1
@@ -222,10 +239,10 @@ def test_a_client_that_leaves_ends_the_generation(gateway: RunningGateway) -> No
 
 def test_a_fast_engine_waits_for_its_cells(gateway: RunningGateway) -> None:
     """More than the cells take in that time stays with the engine, not in the gateway."""
-    seen, sealer = over_ohttp(gateway, chat(stream=True, events=2000))
+    seen, sealer = over_ohttp(gateway, chat(stream=True, events=500))
     events = server_sent_events(open_answer(sealer, seen.body).content)
-    assert len(events) == 2001
-    assert len(seen.sizes) == 16 * LEAST
+    assert len(events) == 501
+    assert len(seen.sizes) == 4 * LEAST
     assert set(seen.sizes) == {SIZE}
 
 
@@ -242,8 +259,9 @@ def test_a_tick_that_was_missed_is_not_made_up_for() -> None:
         await paced.whole((OuterHead(200, ()), bytes(256 * 8)))
         return sent
 
-    sent = asyncio.run(run())
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        sent = runner.run(run())
     assert len(sent) == 9
     gaps = [b - a for a, b in pairwise(sent[1:])]
     assert max(gaps) > 0.1
-    assert min(gaps) > 0.012, "cells left together"
+    assert min(gaps) > 0.0199, "cells left together"
