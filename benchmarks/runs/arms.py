@@ -32,7 +32,7 @@ _READY_S = 60
 _TICK = os.sysconf("SC_CLK_TCK")
 VLLM, OWN = "vllm bench serve", "benchmarks.load"
 SHAPES: dict[str, Shape] = {"off": Padding.OFF, "pad": Padding.PAD, "constant": Cells(2048, 32, 0.01)}
-"""Of answers. The cells are those of docs/shaping.md."""
+"""Of answers. The cells are those of docs/explanation/shaping.md."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@
 #   WHEELS                           a folder for the downloaded wheels (OUT/wheels)
 #
 # OUT gets root.img, vmlinuz, initrd.img, cmdline, adytum.efi (the last three in one), packages.txt and image.json. The same
-# sources and packages give the same bytes (docs/image.md). Needs root, and the Debian packages that are asked for below.
+# sources and packages give the same bytes (docs/how-to/image.md). Needs root, and the Debian packages that are asked for below.
 set -euo pipefail
 
 profile=${1:?usage: build.sh PROFILE CONFIGURATION OUT [NAME=MODEL.img ...]}

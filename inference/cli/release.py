@@ -1,4 +1,4 @@
-"""`adytum release`: signed statements of which launches and configurations count (docs/updates.md)."""
+"""`adytum release`: signed statements of which launches and configurations count (docs/how-to/updates.md)."""
 
 import datetime
 import hashlib

@@ -51,7 +51,7 @@ class Server(_Section):
     swap: Literal["refused", "allowed"] = "refused"
     """Whether it starts on a machine that can write memory to a disk."""
     log: Literal["text", "json"] = "text"
-    """Lines for people, or JSON lines (docs/telemetry.md), on stderr."""
+    """Lines for people, or JSON lines (docs/reference/telemetry.md), on stderr."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, the time for answers in progress to end."""
 
@@ -81,7 +81,7 @@ class Callers(_Section):
     key_sha256: frozenset[Digest] = frozenset()
     """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`. These have no limits."""
     file: Path | None = None
-    """A signed list of callers with their limits (docs/callers.md), read again when it changes, and on SIGHUP."""
+    """A signed list of callers with their limits (docs/how-to/callers.md), read again when it changes, and on SIGHUP."""
     signed_by: Digest | None = None
     """Ed25519 public key, in hexadecimal, that has to have signed it (`adytum callers signing-key`)."""
 
@@ -100,7 +100,7 @@ class Channel(_Section):
     """The sealed channel."""
 
     padding: Padding
-    """What lengths and times tell (docs/shaping.md). "constant" needs the three numbers that follow."""
+    """What lengths and times tell (docs/explanation/shaping.md). "constant" needs the three numbers that follow."""
     cadence_ms: float | None = Field(default=None, gt=0, le=10_000)
     """Between two chunks of an answer."""
     chunk_bytes: int | None = Field(default=None, ge=SMALLEST, le=LARGEST)

@@ -9,7 +9,7 @@ Replays: each generation remembers the encapsulated keys that it answered, all o
 their date could be taken (RFC 9458, 6.5.1 and 6.5.2). It never forgets one that could come again, and never takes a new
 one for an old. This holds for the whole backend because the keys exist in one process only.
 
-Erasing means dropping the last reference: docs/keys.md says how far that goes.
+Erasing means dropping the last reference: docs/explanation/keys.md says how far that goes.
 """
 
 import math
@@ -26,7 +26,7 @@ KEMS = (KemId.MLKEM768_X25519, KemId.X25519)
 """Offered, best first."""
 EHBP_KEY_ID = 0
 REPLAY_LIMIT = 1 << 20
-"""Encapsulated keys remembered by all generations together: at most 250 MB (docs/keys.md)."""
+"""Encapsulated keys remembered by all generations together: at most 250 MB (docs/explanation/keys.md)."""
 WINDOW_S = 60.0
 """How far a request's `Date` may be from this clock, where one is needed."""
 GENERATIONS = 120

@@ -7,7 +7,7 @@ is embedded, and compared with golden answers that `adytum models canary` kept w
 Greedy text is not the same bit for bit on every machine: sums are taken in another order, and where two tokens are
 almost equally likely the other one may win. So tokens have to be equal up to the first place where the golden answer
 itself was nearly undecided, and their log-probabilities have to be as close as the same engine's are from run to run
-(docs/canary.md has the measurements).
+(docs/explanation/canary.md has the measurements).
 """
 
 import asyncio
