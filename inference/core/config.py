@@ -81,7 +81,7 @@ class Callers(_Section):
     key_sha256: frozenset[Digest] = frozenset()
     """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`. These have no limits."""
     file: Path | None = None
-    """A signed list of callers with their limits (docs/how-to/callers.md), read again when it changes, and on SIGHUP."""
+    """A signed list of callers with limits (docs/how-to/callers.md), read again when it changes, and on SIGHUP."""
     signed_by: Digest | None = None
     """Ed25519 public key, in hexadecimal, that has to have signed it (`adytum callers signing-key`)."""
 

@@ -1,8 +1,8 @@
 """Which models fit on one GPU, and what each engine is told so that they do.
 
 A pure computation: sizes in, a plan out (docs/how-to/placement.md has the formulas). Bytes are counted as vLLM 0.32.0
-counts them, in blocks that a model's layers share, so that an engine given the plan's numbers neither refuses to start nor
-takes memory that another was given. GB is 10**9 bytes.
+counts them, in blocks that a model's layers share, so that an engine given the plan's numbers neither refuses to start
+nor takes memory that another was given. GB is 10**9 bytes.
 """
 
 import math
