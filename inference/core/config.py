@@ -37,7 +37,9 @@ class Server(_Section):
     """Where the backend listens."""
 
     host: str
+    """An address of this machine. Without TLS only loopback is accepted."""
     port: int = Field(ge=0, le=65535)
+    """0 lets the kernel choose."""
     replica: Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
     """Name of this backend among others behind one balancer; part of its gateway path."""
     max_requests: int = Field(default=1024, ge=1)
@@ -60,8 +62,11 @@ class Tls(_Section):
     """TLS of the outer connection. The sealed channel does not rely on it."""
 
     mode: Literal["off", "files", "generated"]
+    """"files": certificate and key below. "generated": a key made at start, whose hash is in the evidence."""
     certificate: Path | None = None
+    """PEM, the chain included."""
     key: Path | None = None
+    """PEM."""
     names: tuple[str, ...] = ()
     """DNS names of a generated certificate."""
 
@@ -78,6 +83,7 @@ class Callers(_Section):
     """Who may ask."""
 
     authentication: Literal["none", "keys", "file"]
+    """"none": everyone. "keys": the API keys below. "file": the signed list below."""
     key_sha256: frozenset[Digest] = frozenset()
     """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`. These have no limits."""
     file: Path | None = None
@@ -108,7 +114,9 @@ class Channel(_Section):
     least_chunks: int | None = Field(default=None, ge=1, le=65_536)
     """Of the shortest answer; longer ones have twice as many, and so on."""
     key_lifetime_s: float = Field(gt=0)
+    """After this time a new key is made and announced."""
     key_overlap_s: float = Field(ge=0)
+    """The previous key is answered for this long, then erased."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -161,6 +169,7 @@ class Engines(_Section):
     """"full": each engine sees its model, its socket and loopback only, or the backend does not start. "none" shows in
     the evidence."""
     device: Literal["cpu", "cuda"]
+    """Which build of vLLM runs: "cuda" needs a GPU."""
     gpu_memory: str | None = None
     """Memory of the GPU for the plan, where none can be asked: "80GB" is a card's size, "81559MiB" exact."""
     plan_length: int = Field(default=4096, ge=1)
@@ -200,12 +209,15 @@ class Model(_Section):
     """One model, one engine."""
 
     id: ModelId
+    """The name in the API and in the evidence."""
     task: Literal["generate", "embed"]
+    """"generate": chat and completions. "embed": embeddings."""
     source: str
     """A local folder (relative to where the backend is started) or a hub id."""
     revision: Annotated[str, StringConstraints(pattern="^[0-9a-f]{40}$")] | None = None
     """The commit of a hub id."""
     aliases: tuple[ModelId, ...] = ()
+    """Further names that clients may use; unique over all models."""
     manifest: Path | None = None
     """What the files must be (`adytum models lock`). Without it they are hashed at start, and evidence shows the root
     of what was found."""
@@ -216,6 +228,7 @@ class Model(_Section):
     kv_cache_bytes: int | None = Field(default=None, gt=0)
     """Memory of the KV cache; without it `adytum models plan` decides, on a GPU only."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """"auto": 16 bits for each number of the KV cache. "fp8": eight."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Tokens of prompt and answer together."""
     max_num_seqs: int | None = Field(default=None, gt=0)
