@@ -289,5 +289,6 @@ def _table(rows: Iterator[tuple[str, ...]]) -> list[str]:
     lines = ["| name | quantity | bound | beyond it | test |", "|---|---|---:|---|---|"]
     for name, what, bound, beyond, test in rows:
         file, _, function = test.partition("::")
-        lines.append(f"| {name} | {cell(what)} | {bound} | {beyond} | [`{function}`](../../{file}) |")
+        words = function.removeprefix("test_").replace("_", " ")
+        lines.append(f"| {name} | {cell(what)} | {bound} | {beyond} | [{words}](../../{file}) |")
     return lines
