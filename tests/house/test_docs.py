@@ -4,6 +4,8 @@ import ast
 import re
 import runpy
 import subprocess
+import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,18 @@ from urllib.parse import unquote
 
 import pytest
 
+from adytum.attestation.document.evidence import Evidence
 from tests.support import ROOT
+from tests.unit.attestation.support import NONCE, document, with_claims
 
 _FENCE = re.compile(r"(?ms)^ *(```|~~~).*?^ *\1 *$")
 _LINK = re.compile(r"(?<!\\)\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 _HEADING = re.compile(r"(?m)^#{1,6} +(.+?) *#*$")
 _MENTION = re.compile(r"(?<![\w/.-])docs/[\w/-]+\.(?:md|yaml|svg)\b")
+_PATH = re.compile(
+    r"`((?:attestation|inference|deploy|benchmarks|tests|docs)/[\w./-]+\.(?:py|toml|sh|md|yaml|txt|cfg|mjs))\b"
+)
+"""A file of the repository that a page names in code style."""
 _FORMER = "clois" + "ter"
 """The project's name until 0.1."""
 _DATED = ("benchmarks/results/", "deploy/results/", "tests/fuzz/corpus/")
@@ -104,6 +112,28 @@ def test_a_document_that_the_code_names_is_there() -> None:
             continue
         missing += [f"{path}: {name}" for name in _MENTION.findall(text) if not (ROOT / name).is_file()]
     assert missing == []
+
+
+@pytest.mark.parametrize("path", MARKDOWN)
+def test_a_file_that_a_page_names_is_there(path: str) -> None:
+    named = _PATH.findall((ROOT / path).read_text())
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_the_binding_is_as_the_tutorial_computes_it(tmp_path: Path) -> None:
+    """The block of Python in docs/tutorial.md, on a document made here, and on one with other claims."""
+    (block,) = re.findall(r"(?ms)^```python\n(.*?)^```$", (ROOT / "docs/tutorial.md").read_text())
+    good = Evidence.parse(document(nonces=(NONCE,)))
+    other = replace(good, claims=with_claims(replica="another").encode())
+    (tmp_path / "nonce.txt").write_text(NONCE.hex())
+
+    def run(evidence: Evidence) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "evidence.json").write_bytes(evidence.encode())
+        command = [sys.executable, "-c", block]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert "key_configurations = " in run(good).stdout
+    assert "AssertionError" in run(other).stderr
 
 
 @cache
