@@ -70,12 +70,12 @@ engine-env: $(ENGINE_VENV)/.installed ## Install the engines' own environment
 sbom: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 sbom: export PYTHONWARNINGS = ignore
 .PHONY: docs sbom
-docs: $(VENV)/.installed-docs ## Write the reference pages from the code and build the site in build/docs
+docs: $(VENV)/.installed-dev ## Write the reference pages from the code and build the site in build/docs
 	@$(RUN) docs/tools/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 	@echo "build/docs/index.html"
 
-sbom: $(VENV)/.installed-docs ## Write what the gateway and a client consist of, as CycloneDX, into build/sbom
+sbom: $(VENV)/.installed-dev ## Write what the gateway and a client consist of, as CycloneDX, into build/sbom
 	@rm -rf build/sbom build/lib && mkdir -p build/sbom
 	@$(PYTHON) -m venv --without-pip build/sbom/environment
 	@$(RUN) -m pip --python build/sbom/environment/bin/python install --quiet --quiet --disable-pip-version-check .
@@ -101,11 +101,6 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "[set-up] tools for development and tests"
 	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
-
-$(VENV)/.installed-docs: $(VENV)/.installed
-	@echo "[set-up] tools for the documents"
-	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 $(ENGINE_VENV)/.installed: deploy/engine_env.sh $(wildcard deploy/requirements/*.txt deploy/engine_plugin/*)

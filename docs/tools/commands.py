@@ -1,6 +1,8 @@
 """The page of commands: what `--help` prints for each."""
 
+import argparse
 from collections.abc import Iterator
+from functools import partial
 
 import click
 
@@ -15,7 +17,7 @@ _HEAD = """\
 
 <!-- Written by docs/tools/reference.py from the code. Change the commands, not this page. -->
 
-The same texts as `--help`. A client's installation runs `proxy`, `policy`, `release` and the verifier; the other
+These are the texts of `--help`. A client's installation runs `proxy`, `policy`, `release` and the verifier; the other
 commands need the extra `server`, and `measure` the extra of that name. A command whose extra is missing names it.
 `python -m adytum.inference` is the same program as `adytum`; `python -m adytum.attestation` is the verifier
 ([evidence](../../attestation/README.md)).
@@ -28,12 +30,7 @@ def page() -> str:
         [
             _HEAD,
             *_help(main, "adytum"),
-            "## `python -m adytum.attestation`",
-            "",
-            "```text",
-            _verifier(),
-            "```",
-            "",
+            *_verifier(_parser(), "python -m adytum.attestation"),
         ]
     )
 
@@ -46,7 +43,13 @@ def _help(command: click.Command, name: str) -> Iterator[str]:
             yield from _help(command.commands[each], f"{name} {each}")
 
 
-def _verifier() -> str:
-    parser = _parser()
-    parser.prog = "python -m adytum.attestation"
-    return "\n".join(line.rstrip() for line in parser.format_help().splitlines())
+def _verifier(parser: argparse.ArgumentParser, name: str) -> Iterator[str]:
+    parser.prog = name
+    # Otherwise the width is that of the terminal.
+    parser.formatter_class = partial(parser.formatter_class, width=_WIDTH)
+    text = "\n".join(line.rstrip() for line in parser.format_help().splitlines())
+    yield from (f"## `{name}`", "", "```text", text, "```", "")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each, sub in action.choices.items():
+                yield from _verifier(sub, f"{name} {each}")
