@@ -88,6 +88,27 @@ models: $(ENGINE_VENV)/.installed $(VENV)/.installed ## Make the demo models and
 
 engine-env: $(ENGINE_VENV)/.installed ## Install the engines' own environment
 
+# The time of the last commit, so that one commit and the same packages give the same bytes. The warning that is ignored
+# is about the graph: a list of requirements does not state which package needs which.
+sbom: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+sbom: export PYTHONWARNINGS = ignore
+.PHONY: docs sbom
+docs: $(VENV)/.installed-dev ## Write the reference pages from the code and build the site in build/docs
+	@$(RUN) docs/tools/reference.py
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "build/docs/index.html"
+
+sbom: $(VENV)/.installed-dev ## Write what the gateway and a client consist of, as CycloneDX, into build/sbom
+	@rm -rf build/sbom build/lib && mkdir -p build/sbom
+	@$(PYTHON) -m venv --without-pip build/sbom/environment
+	@$(RUN) -m pip --python build/sbom/environment/bin/python install --quiet --quiet --disable-pip-version-check .
+	@$(VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom/gateway.cdx.json deploy/requirements/gateway.txt
+	@$(VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom/client.cdx.json build/sbom/environment/bin/python
+	@rm -rf build/sbom/environment build/lib build/bdist.*
+	@sha256sum build/sbom/*.json
+
 $(VENV)/bin/python:
 	@echo "[set-up] virtual environment in $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

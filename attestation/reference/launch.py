@@ -77,7 +77,7 @@ def measure(launch: Launch, vcpus: Iterable[int], *, firmware_digest: bytes | No
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:
         raise MeasureError(
             f"the firmware {launch.firmware} cannot carry measured kernels ({error}): build OVMF from "
-            "OvmfPkg/AmdSev/AmdSevX64.dsc, as docs/measurement.md says"
+            "OvmfPkg/AmdSev/AmdSevX64.dsc, as docs/how-to/measurement.md says"
         ) from error
     return Measurements(
         tool=f"sev-snp-measure {importlib.metadata.version('sev-snp-measure')}",

@@ -29,7 +29,7 @@ from adytum.inference.channel.shaping import Cells
 _READY_S = 60
 VLLM, OWN = "vllm bench serve", "benchmarks.load"
 SHAPES: dict[str, Shape] = {"off": Padding.OFF, "pad": Padding.PAD, "constant": Cells(2048, 32, 0.01)}
-"""Shapes of answers. The cells are those of docs/shaping.md."""
+"""Shapes of answers. The cells are those of docs/explanation/shaping.md."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@
 #   WHEELS                           a folder for the downloaded wheels (OUT/wheels)
 #
 # OUT gets root.img, vmlinuz, initrd.img, cmdline, adytum.efi (these three in one), packages.txt and image.json. The same
-# sources and packages make the same bytes (docs/image.md). Needs root, and the Debian packages that are named below.
+# sources and packages make the same bytes (docs/how-to/image.md). Needs root, and the Debian packages that are named below.
 set -euo pipefail
 
 profile=${1:?usage: build.sh PROFILE CONFIGURATION OUT [NAME=MODEL.img ...]}

@@ -42,7 +42,7 @@ def measure(
     firmware_digest: str | None,
     out: Path | None,
 ) -> None:
-    """Compute the launch measurement for each number of virtual CPUs (docs/measurement.md)."""
+    """Compute the launch measurement for each number of virtual CPUs (docs/how-to/measurement.md)."""
     # Imported here: no other command needs the deployment's packages.
     from adytum.attestation.reference.launch import Launch, MeasureError
     from adytum.attestation.reference.launch import measure as compute

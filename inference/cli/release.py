@@ -1,4 +1,4 @@
-"""`adytum release`: signed statements of the launches and configurations that are valid (docs/updates.md)."""
+"""`adytum release`: signed statements of the launches and configurations that are valid (docs/how-to/updates.md)."""
 
 import datetime
 import hashlib

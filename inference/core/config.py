@@ -36,7 +36,9 @@ class ServerSection(_Section):
     """Where the backend listens."""
 
     host: str
+    """An address of this machine. Without TLS only loopback is accepted."""
     port: int = Field(ge=0, le=65535)
+    """0 lets the kernel choose."""
     replica: Annotated[str, StringConstraints(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
     """Name of this backend among others behind one balancer. It is part of the gateway path."""
     max_requests: int = Field(default=1024, ge=1)
@@ -50,7 +52,7 @@ class ServerSection(_Section):
     swap: Literal["refused", "allowed"] = "refused"
     """Whether the backend starts on a machine that can write memory to a disk."""
     log: Literal["text", "json"] = "text"
-    """Lines for people, or JSON lines (docs/telemetry.md), on stderr."""
+    """Lines for people, or JSON lines (docs/reference/telemetry.md), on stderr."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, the time for answers in progress to end."""
 
@@ -59,8 +61,11 @@ class TlsSection(_Section):
     """TLS of the outer connection. The sealed channel does not rely on it."""
 
     mode: Literal["off", "files", "generated"]
+    """"files": certificate and key below. "generated": a key made at start, whose hash is in the evidence."""
     certificate: Path | None = None
+    """PEM, the chain included."""
     key: Path | None = None
+    """PEM."""
     names: tuple[str, ...] = ()
     """DNS names of a generated certificate."""
 
@@ -77,10 +82,11 @@ class CallersSection(_Section):
     """The callers."""
 
     authentication: Literal["none", "keys", "file"]
+    """"none": everyone. "keys": the API keys below. "file": the signed list below."""
     key_sha256: frozenset[Digest] = frozenset()
     """SHA-256 of each accepted API key, in hexadecimal: `printf %s KEY | sha256sum`. These have no limits."""
     file: Path | None = None
-    """A signed list of callers with their limits (docs/callers.md), read again when it changes, and on SIGHUP."""
+    """A signed list of callers with limits (docs/how-to/callers.md), read again when it changes, and on SIGHUP."""
     signed_by: Digest | None = None
     """The Ed25519 public key, in hexadecimal, of the list's signer (`adytum callers signing-key`)."""
 
@@ -101,7 +107,7 @@ class ChannelSection(_Section):
     """The sealed channel."""
 
     padding: Padding
-    """What lengths and times reveal (docs/shaping.md). "constant" needs the three numbers that follow."""
+    """What lengths and times reveal (docs/explanation/shaping.md). "constant" needs the three numbers that follow."""
     cadence_ms: float | None = Field(default=None, gt=0, le=10_000)
     """Between two chunks of an answer."""
     chunk_bytes: int | None = Field(default=None, ge=SMALLEST, le=LARGEST)
@@ -109,7 +115,9 @@ class ChannelSection(_Section):
     least_chunks: int | None = Field(default=None, ge=1, le=65_536)
     """Of the shortest answer. Longer answers have twice as many, four times as many, and so on."""
     key_lifetime_s: float = Field(gt=0)
+    """After this time a new key is made and announced."""
     key_overlap_s: float = Field(ge=0)
+    """The previous key is answered for this long, then erased."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -162,6 +170,7 @@ class EnginesSection(_Section):
     """"full": each engine sees only its model, its socket and loopback, or the backend does not start. The evidence
     shows "none"."""
     device: Literal["cpu", "cuda"]
+    """Which build of vLLM runs: "cuda" needs a GPU."""
     gpu_memory: str | None = None
     """Memory of the GPU, for the plan: "80GB" is a card's nominal size, "81559MiB" is exact."""
     plan_length: int = Field(default=4096, ge=1)
@@ -201,12 +210,15 @@ class Model(_Section):
     """One model, one engine."""
 
     id: ModelId
+    """The name in the API and in the evidence."""
     task: Literal["generate", "embed"]
+    """"generate": chat and completions. "embed": embeddings."""
     source: str
     """A local folder (relative to where the backend is started) or a hub id."""
     revision: Annotated[str, StringConstraints(pattern="^[0-9a-f]{40}$")] | None = None
     """The commit of a hub id."""
     aliases: tuple[ModelId, ...] = ()
+    """Further names that clients may use; unique over all models."""
     manifest: Path | None = None
     """The expected files (`adytum models lock`). Without it the files are hashed at start, and the evidence shows the
     root hash of what was found."""
@@ -217,6 +229,7 @@ class Model(_Section):
     kv_cache_bytes: int | None = Field(default=None, gt=0)
     """Bytes of the KV cache. Without it, on a GPU, the plan decides (`adytum models plan`)."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """"auto": 16 bits for each number of the KV cache. "fp8": eight."""
     max_model_len: int | None = Field(default=None, gt=0)
     """Tokens of prompt and answer together."""
     max_num_seqs: int | None = Field(default=None, gt=0)

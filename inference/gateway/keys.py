@@ -8,7 +8,7 @@ on it accepts only requests with a `Date` inside `WINDOW_S`, and remembers each 
 (RFC 9458, 6.5.1 and 6.5.2). It never forgets a key that could be replayed, and never mistakes a new key for an old one.
 This holds for the whole backend because the keys exist in one process only.
 
-Erasing means dropping the last reference; docs/keys.md describes what that achieves.
+Erasing means dropping the last reference; docs/explanation/keys.md describes what that achieves.
 """
 
 import math
@@ -25,7 +25,7 @@ KEMS = (KemId.MLKEM768_X25519, KemId.X25519)
 """Offered, best first."""
 EHBP_KEY_ID = 0
 REPLAY_LIMIT = 1 << 20
-"""Encapsulated keys remembered by all generations together: at most 250 MB (docs/keys.md)."""
+"""Encapsulated keys remembered by all generations together: at most 250 MB (docs/explanation/keys.md)."""
 WINDOW_S = 60.0
 """How far a required `Date` may be from this clock."""
 GENERATIONS = 120

@@ -55,11 +55,11 @@ def blocks(document: str) -> list[str]:
 
 
 def test_measuring_and_updating(folder: Path) -> None:
-    for block in blocks("docs/measurement.md"):
+    for block in blocks("docs/how-to/measurement.md"):
         run(folder, block)
     (folder / "cmdline").write_text("root=/dev/dm-0 roothash=01 swiotlb=32768\n")
-    run(folder, blocks("docs/measurement.md")[0].replace("measurements.json", "measurements-0.2.0.json"))
-    said = [run(folder, block) for block in blocks("docs/updates.md")]
+    run(folder, blocks("docs/how-to/measurement.md")[0].replace("measurements.json", "measurements-0.2.0.json"))
+    said = [run(folder, block) for block in blocks("docs/how-to/updates.md")]
     assert len(said) == 5
     assert "draining  0.1.0" in said[3]
     assert "draining" not in said[4]

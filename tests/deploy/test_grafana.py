@@ -107,7 +107,7 @@ def test_alerts_say_what_to_do() -> None:
     for rule in RULES:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert set(rule["annotations"]) == {"summary", "runbook"}
-        for named in re.findall(r"docs/\w+\.md", rule["annotations"]["runbook"]):
+        for named in re.findall(r"docs/[\w/-]+\.md", rule["annotations"]["runbook"]):
             assert (ROOT / named).exists()
 
 

@@ -14,7 +14,7 @@ from tests.support import ROOT
 FOLDER = ROOT / "deploy" / "image"
 UNIT = ROOT / "deploy" / "units" / "adytum.service"
 WORST = 4.5
-"""`systemd-analyze security` gives 0 (locked up) to 10; what remains is in docs/image.md, each with its reason."""
+"""`systemd-analyze security` gives 0 (locked up) to 10; what remains, and why: docs/how-to/image.md."""
 
 with_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing (systemd)"

@@ -70,7 +70,7 @@ class EngineSpec:
 
 
 def command(spec: EngineSpec) -> list[str]:
-    """Arguments of `vllm serve` (docs/engines.md says why each is there)."""
+    """Arguments of `vllm serve` (docs/reference/engines.md says why each is there)."""
     arguments = [spec.model, "--served-model-name", spec.id, *spec.aliases, "--uds", str(spec.socket)]
     arguments += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     arguments += spec.placement

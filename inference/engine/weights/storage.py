@@ -86,7 +86,7 @@ class Storage:
             return f"the folder is {self.place}: the kernel checks every read."
         return (
             f"the folder is {self.place}: the host could change it after the check. "
-            "Use the verity image (docs/weights.md) or memory."
+            "Use the verity image (docs/explanation/weights.md) or memory."
         )
 
 

@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of bytes hashed so far and the total, by one thread at a time."""
 
 _REPORT = 16 * 1024 * 1024
-_READ = 256 * 1024  # The fastest here of 256 KiB to 8 MiB: it stays in the core's cache (docs/weights.md).
+_READ = 256 * 1024  # The fastest here of 256 KiB to 8 MiB: it stays in the core's cache (docs/explanation/weights.md).
 _MAX_MANIFEST = 16 * 1024 * 1024
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
@@ -195,7 +195,7 @@ def check(
     if manifest.verity is not None and not (found.kind == "verity" and found.root_hash == manifest.verity.root_hash):
         raise WeightsError(
             f"the manifest names the dm-verity root hash {manifest.verity.root_hash}, but the folder is {found.place}. "
-            "Open the image with that root hash (docs/weights.md)"
+            "Open the image with that root hash (docs/explanation/weights.md)"
         )
     here = set(_walk(folder))
     wanted = {file.path: file for file in manifest.files}

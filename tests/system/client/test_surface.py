@@ -1,4 +1,4 @@
-"""A test for each row of the table in docs/api.md, through the `openai` package, against real engines."""
+"""A test for each row of the table in docs/reference/api.md, through the `openai` package, against real engines."""
 
 import base64
 import math

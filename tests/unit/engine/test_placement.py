@@ -499,7 +499,7 @@ def test_the_page_shows_what_the_command_prints(name: str, tmp_path: Path) -> No
     config = on_disk(name, tmp_path)
     assert config.engines.gpu_memory is not None
     printed = plan_command(config, config.engines.gpu_memory)
-    assert f"```\n{printed}\n```" in (ROOT / "docs" / "placement.md").read_text()
+    assert f"```\n{printed}\n```" in (ROOT / "docs/how-to/placement.md").read_text()
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_ordinary_disk_and_memory(machine: Machine) -> None:
     assert not disk.protected
     assert disk.says() == (
         "the folder is on an ordinary disk (9p on host): the host could change it after the check. "
-        "Use the verity image (docs/weights.md) or memory."
+        "Use the verity image (docs/explanation/weights.md) or memory."
     )
     memory = machine.where("/run/models")
     assert (memory.kind, memory.protected) == ("memory", True)
