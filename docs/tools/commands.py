@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from adytum.attestation.__main__ import _parser
+from adytum.attestation.cli.main import parser
 from adytum.inference.cli.main import main
 
 _WIDTH = 100
@@ -30,7 +30,7 @@ def page() -> str:
         [
             _HEAD,
             *_help(main, "adytum"),
-            *_verifier(_parser(), "python -m adytum.attestation"),
+            *_verifier(parser(), "python -m adytum.attestation"),
         ]
     )
 

@@ -1,6 +1,7 @@
 """The documents: links and anchors lead somewhere, generated pages are current, the former name is gone."""
 
 import ast
+import importlib
 import re
 import runpy
 import subprocess
@@ -118,6 +119,19 @@ def test_a_document_that_the_code_names_is_there() -> None:
 def test_a_file_that_a_page_names_is_there(path: str) -> None:
     named = _PATH.findall((ROOT / path).read_text())
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_what_a_page_imports_is_there() -> None:
+    """Each `from adytum... import ...` in a page's blocks of Python."""
+    found = []
+    for path in MARKDOWN:
+        for block in re.findall(r"(?ms)^```python\n(.*?)^```$", (ROOT / path).read_text()):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("adytum"):
+                    found += [(path, node.module, alias.name) for alias in node.names]
+    assert len(found) > 3
+    missing = [each for each in found if not hasattr(importlib.import_module(str(each[1])), each[2])]
+    assert missing == []
 
 
 def test_the_binding_is_as_the_tutorial_computes_it(tmp_path: Path) -> None:
