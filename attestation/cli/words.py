@@ -29,7 +29,7 @@ def show(data: bytes, now: datetime.datetime, *, colour: bool, out: TextIO | Non
     kind, shower = _kind(data)
     try:
         if shower is None:
-            raise EvidenceError("it is none of the kinds that are known")
+            raise EvidenceError("its kind is unknown")
         printer.title(kind)
         return shower(data, now, printer)
     except EvidenceError as error:

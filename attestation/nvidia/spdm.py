@@ -155,7 +155,7 @@ def _measurements(record: bytes, blocks: int) -> Mapping[int, bytes]:
         if specification != _DMTF or kind & _RAW or digest_size != _DIGEST_SIZE or size != digest_size + 3:
             raise EvidenceError(f"the GPU's measurement {index} is not a SHA-384 digest in DMTF's form")
         if index <= max(found, default=0):
-            raise EvidenceError(f"the GPU's measurement {index} is there twice or out of order")
+            raise EvidenceError(f"the GPU's measurement {index} is repeated or out of order")
         found[index] = reader.take(digest_size)
     if reader.left or not found:
         raise EvidenceError("the GPU's measurements do not fill their record")

@@ -14,7 +14,7 @@ from adytum.attestation.core.limits import LIMITS
 from adytum.attestation.reference import release
 
 KEYS: Mapping[str, tuple[str, str]] = {
-    # Key: what it decides (the comment in a written file), what to write where it is missing.
+    # Key: what it decides (the comment in a written file), what to write if it is missing.
     "cpu": (
         'Whose CPU evidence counts. "simulated" proves nothing about hardware: only for a local demo.',
         'cpu = ["sev-snp"], or cpu = ["simulated"] for a local demo',
@@ -65,7 +65,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     ),
     "gpu": (
         'How many GPUs have to be attested: a number, "required" (at least one), or "none" (no GPU is expected).',
-        'gpu = "required", a number, or gpu = "none" where no GPU is expected',
+        'gpu = "required", a number, or gpu = "none" if no GPU is expected',
     ),
     "gpu_architecture": (
         'Accepted architectures: a list of "hopper", "blackwell", or "any".',
@@ -73,7 +73,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     ),
     "cc_mode": (
         'Accepted confidential-computing modes of the GPUs: "on", "off", "devtools", or "none" (there is no GPU).',
-        'cc_mode = ["on"], or cc_mode = ["none"] where there is no GPU',
+        'cc_mode = ["on"], or cc_mode = ["none"] if there is no GPU',
     ),
     "gpu_driver": (
         'Accepted driver versions: a list of exact ones and of ">=" with the oldest, or "any".',

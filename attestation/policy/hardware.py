@@ -104,7 +104,7 @@ class Chips:
 
 @dataclass(frozen=True)
 class Pcrs:
-    """Values of the vTPM's registers (SHA-256). Where some are named, evidence without a vTPM is refused."""
+    """Values of the vTPM's registers (SHA-256). If any are named, evidence without a vTPM is refused."""
 
     values: Mapping[int, bytes] | AnyValue
 
@@ -153,7 +153,7 @@ class Gpu:
         found = len(facts.gpus)
         if self.expected == "required" and found == 0:
             raise PolicyError(
-                "gpu", 'the evidence has no GPU, and the policy requires one; where none is expected write gpu = "none"'
+                "gpu", 'the evidence has no GPU, and the policy requires one; if none is expected, write gpu = "none"'
             )
         if self.expected == "none" and found != 0:
             raise PolicyError("gpu", f"the evidence has {found} GPUs, and the policy expects none")

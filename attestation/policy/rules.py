@@ -17,7 +17,7 @@ class Rule(Protocol):
     """Judges one claim."""
 
     def check(self, facts: Facts) -> None:
-        """Raises `PolicyError` where the claim is not accepted."""
+        """Raises `PolicyError` if the claim is not accepted."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class KeysAlive:
 
 
 def one_of(claim: str, what: str, value: T, accepted: Collection[T] | AnyValue) -> None:
-    """Raises `PolicyError` where `value` is not among the accepted ones."""
+    """Raises `PolicyError` if `value` is not among the accepted ones."""
     if accepted == "any" or value in accepted:
         return
     raise PolicyError(claim, f"{what} is {_show(value)}; the policy accepts {_list(accepted)}")

@@ -143,43 +143,43 @@ ATTESTATION = {
 }
 
 CONFIGURED = {
-    (config.Server, "max_connections"): Row(
+    (config.ServerSection, "max_connections"): Row(
         "closed at once; the limit of open files is raised to fit, or the backend does not start",
         _CONNECTIONS + "test_more_connections_than_configured_are_closed_and_the_others_served",
         "Open connections.",
         "connections",
     ),
-    (config.Server, "max_requests"): Row(
+    (config.ServerSection, "max_requests"): Row(
         "503",
         "tests/unit/gateway/edge/test_routes.py::test_no_more_than_the_configured_requests_at_once",
         "Requests in progress, and so open HPKE contexts.",
         "requests",
     ),
-    (config.Server, "max_upload_mib"): Row(
+    (config.ServerSection, "max_upload_mib"): Row(
         "503",
         _CONNECTIONS + "test_what_arrives_is_bounded_over_all_requests",
         "Bytes of all requests together while they arrive.",
         "MiB",
     ),
-    (config.Server, "request_seconds"): Row(
+    (config.ServerSection, "request_seconds"): Row(
         "408, and the connection is cut after 3 s",
         _CONNECTIONS + "test_a_body_that_comes_too_slowly_is_answered_and_cut",
         "Time for a request's body to arrive.",
         "s",
     ),
-    (config.Evidence, "round_nonces"): Row(
+    (config.EvidenceSection, "round_nonces"): Row(
         "503",
         "tests/unit/gateway/edge/test_evidence.py::test_a_full_round_refuses_one_more_and_then_goes_on",
         "Nonces that one hardware report serves.",
         "nonces",
     ),
-    (config.Evidence, "max_clients"): Row(
+    (config.EvidenceSection, "max_clients"): Row(
         "503 after a second",
         "tests/unit/gateway/edge/test_evidence.py::test_clients_that_do_not_read_are_bounded_and_let_go",
         "Clients that wait for evidence or read it; each has 30 s to read.",
         "clients",
     ),
-    (config.Evidence, "interval_s"): Row(
+    (config.EvidenceSection, "interval_s"): Row(
         "the client waits for the next report",
         "tests/unit/gateway/edge/test_evidence.py::test_one_round_per_interval",
         "Least time between the starts of two hardware reports.",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # This checkout's code, whatever is installed.
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-import commands  # noqa: E402 - beside this file, which is no package
+import commands  # noqa: E402 - beside this file, which is not a package
 import configuration  # noqa: E402
 import limits  # noqa: E402
 

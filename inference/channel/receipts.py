@@ -104,7 +104,7 @@ class Receipt:
     def verify(cls, token: bytes, public_key: bytes) -> "Receipt":
         """The receipt in `token`.
 
-        Raises `OpenFailed` if `public_key` did not sign it, `MalformedMessage` if it is no receipt.
+        Raises `OpenFailed` if `public_key` did not sign it, `MalformedMessage` if it is not a receipt.
         """
         parts = token.split(b".")
         if len(token) > _LIMIT or len(parts) != 3 or not all(_PART.fullmatch(part) for part in parts):

@@ -1,8 +1,8 @@
 """Which models fit on one GPU, and the arguments of each engine that make them fit.
 
-A pure computation: sizes in, a plan out (docs/how-to/placement.md has the formulas). Bytes are counted as vLLM 0.32.0 counts
-them, in blocks that a model's layers share, so that an engine with the plan's numbers neither refuses to start nor
-takes another engine's memory. GB is 10**9 bytes.
+A pure computation: sizes in, a plan out (docs/how-to/placement.md has the formulas). Bytes are counted as vLLM 0.32.0
+counts them, in blocks that a model's layers share, so that an engine with the plan's numbers neither refuses to start
+nor takes another engine's memory. GB is 10**9 bytes.
 """
 
 import math

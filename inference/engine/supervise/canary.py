@@ -7,8 +7,8 @@ with weights, that the operator trusted.
 
 Greedy text is not the same bit for bit on every machine: sums are taken in another order, and if two tokens are almost
 equally likely, the other one may win. So tokens must be equal up to the first place where the golden answer itself was
-nearly undecided, and their log-probabilities must be as close as the same engine's are from run to run (docs/explanation/canary.md
-has the measurements).
+nearly undecided, and their log-probabilities must be as close as the same engine's are from run to run
+(docs/explanation/canary.md has the measurements).
 """
 
 import asyncio

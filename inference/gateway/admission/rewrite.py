@@ -60,7 +60,7 @@ class CacheSalts:
         self._secret = os.urandom(32)
 
     def salt(self, api_key: bytes, domain: bytes) -> str:
-        """64 hexadecimal digits: for one request only where `domain` is empty."""
+        """64 hexadecimal digits. If `domain` is empty, they serve one request only."""
         if not domain:
             return os.urandom(32).hex()
         return hmac.digest(self._secret, len(api_key).to_bytes(4, "big") + api_key + domain, "sha256").hex()
@@ -142,7 +142,7 @@ def domain_of(body: Mapping[str, Any], named: bytes | None) -> bytes:
 def ask_for_usage(body: dict[str, Any], path: str) -> tuple[dict[str, Any], bool]:
     """A stream's request with the count of its tokens asked for, and whether only we asked. The other APIs always tell.
 
-    What is no object stays, for the engine to refuse.
+    A value that is not an object stays: the engine refuses it.
     """
     options = body.get("stream_options")
     if (

@@ -311,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, mode: str, data: bytes) -> None:
         match mode:
             case "429" | "500" | "503" | "404":
-                # A good body: only the status says that it is none.
+                # A good body: only the status shows the failure.
                 retry = {"Retry_After": self.vendors.retry_after} if self.vendors.retry_after else {}
                 self._send(int(mode), data, **retry)
             case "redirect":

@@ -1,4 +1,4 @@
-"""`adytum serve` where it cannot serve: it says which step failed and what to do, and ends with status 1."""
+"""`adytum serve` when it cannot serve: it names the step that failed and what to do, and exits with status 1."""
 
 import datetime
 import hashlib

@@ -301,7 +301,7 @@ def test_no_bound_makes_a_cache_raise_anything_else() -> None:
 
 
 def real_answers() -> dict[str, bytes]:
-    """One good answer of each kind. The manifest is none: its form is tested with real ones."""
+    """One good answer of each kind. The manifest is not real: its form is tested with real ones."""
     vendors = Vendors()
     leaf, issuer = ocsp_pair()
     return {

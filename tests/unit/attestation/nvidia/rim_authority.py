@@ -184,8 +184,8 @@ def answer(
     identified_by: hashes.HashAlgorithm | None = None,
     digest: hashes.HashAlgorithm | None = None,
 ) -> bytes:
-    """An OCSP answer, DER. `by`: who signs, a responder of the issuer's where None; `enclosed`: the certificates in it,
-    the signer's where None."""
+    """An OCSP answer, DER. `by`: the signer; None is a responder of the issuer. `enclosed`: the certificates in it;
+    None is the signer's."""
     signer = by or responder(issuer)
     builder = ocsp.OCSPResponseBuilder().add_response(
         cert=about,
@@ -254,7 +254,7 @@ class FakeNras:
         return {**self.base(nonce), "x-nvidia-overall-att-result": True, "submods": named, **changes}
 
     def answer(self, nonce: bytes, *gpus: Mapping[str, object], **changes: object) -> bytes:
-        """A whole verdict; one good GPU where none is given. `changes` are of the overall claims."""
+        """A whole verdict; one good GPU if none is given. `changes` are of the overall claims."""
         tokens = {f"GPU-{place}": self.token(gpu) for place, gpu in enumerate(gpus or [self.gpu(nonce)])}
         return detached(self.token(self.overall(nonce, tokens, **changes)), tokens)
 

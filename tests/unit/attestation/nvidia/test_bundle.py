@@ -229,7 +229,7 @@ def test_what_is_encoded_is_what_is_read() -> None:
 
 
 def test_no_gpus_is_no_bundle() -> None:
-    """Whoever wants GPUs does not get them from a list without any."""
+    """A caller that needs GPUs is not satisfied by an empty list."""
     with pytest.raises(ValueError, match="1 to 16"):
         encode_bundle([])
     with pytest.raises(EvidenceError, match="1 to 16"):

@@ -172,7 +172,7 @@ MANY_NAMESPACES = " ".join(f"xmlns:a{n}='u:{n}'" for n in range(33))
 def test_signed_and_malformed(authority: RimAuthority, old: str, new: str, match: str) -> None:
     assert fake(authority, authority.sign(TEXT)).measurements == {1: {A}}
     assert old in TEXT
-    # The closing tag too where it is about an element's name.
+    # The closing tag too if an element's name is changed.
     changed = TEXT.replace(old, new) if old in ("ns0:Payload", "SoftwareIdentity") else TEXT.replace(old, new, 1)
     data = authority.sign(changed) if "</SoftwareIdentity>" in changed else changed.encode()
     with pytest.raises(EvidenceError, match=match):

@@ -171,7 +171,7 @@ def test_a_real_switch_is_not_covered(vectors: Path) -> None:
 
 @pytest.mark.slow
 def test_every_byte_of_a_real_report_is_signed(vectors: Path) -> None:
-    """One bit of each of its 4,117 bytes; none may change. (Zero bytes behind it are the only ones that may.)"""
+    """One bit of each of its 4,117 bytes; none may change. (Zero bytes after it are the only ones that may.)"""
     real = Real.of(vectors, FULL)
     accepted = []
     for at in range(len(real.report)):

@@ -19,7 +19,7 @@ class Kernel(type(Path())):  # type: ignore[misc]
     auxblob: bytes | None = b"certificates"
     provider = "sev_guest"
     floor: str | None = "0"
-    """The most privileged level that may be asked for; None where the platform has no levels."""
+    """The most privileged level that may be asked for; None if the platform has no levels."""
     generation = "0"
     races = 0
     """Times that another process writes after the report was made."""

@@ -82,7 +82,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Tdx:
-    """Quotes by themselves; `cut` bytes at the end left away."""
+    """Quotes by themselves; `cut` bytes at the end are omitted."""
 
     case: str
     time: datetime.datetime
@@ -161,7 +161,7 @@ CASES: tuple[Snp | Gpu | Tdx, ...] = (
     Tdx("tdx/v4-uptodate-phala", at("2025-08-01"), (10, DCAP), collateral=True),
     Tdx("tdx/v5-outdated-phala", at("2026-02-19T11:12:11")),
     Tdx("tdx/v5-outdated-phala", at("2026-02-19T11:12:11"), (10, DCAP), collateral=True),
-    # 39 bytes of text stand behind the quote, "extra bytes(only for testing purpose)": zeros may, text may not.
+    # 39 bytes of text follow the quote, "extra bytes(only for testing purpose)". Zeros may follow, text may not.
     Tdx("tdx/v4-spr-google", at("2023-07-01"), (30, "malformed")),
     Tdx("tdx/v4-spr-google", at("2023-07-01"), cut=39),
     Tdx("tdx/v5-google", at("2026-06-01")),

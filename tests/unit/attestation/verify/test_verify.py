@@ -102,7 +102,7 @@ def _cpu(evidence: Evidence, **changes: object) -> Evidence:
 
 
 def test_the_count_of_unused_bits_in_a_certificates_signature_is_zero() -> None:
-    """`cryptography` accepts 1 where the last bit is zero, so a byte outside the signature could be changed."""
+    """`cryptography` accepts 1 if the last bit is zero, so a byte outside the signature could be changed."""
     for _ in range(64):
         evidence = Evidence.parse(document())
         certificate = evidence.cpu.certificates[0]

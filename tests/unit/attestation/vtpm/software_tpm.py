@@ -88,7 +88,7 @@ def connected(path: Path, process: subprocess.Popen[bytes]) -> SocketTpm:
 
 
 def make_attestation_key(transport: Transport) -> rsa.RSAPublicKey:
-    """A restricted RSA signing key at the handle that Azure uses, made anew where one is there."""
+    """A restricted RSA signing key at the handle that Azure uses, made anew if one is there."""
     tpm = Tpm(transport)
     attributes = sum(1 << bit for bit in (1, 4, 5, 6, 16, 18))
     template = struct.pack(">HHIHHHHHIH", 1, 0x000B, attributes, 0, 0x0010, 0x0014, 0x000B, 2048, 0, 0)
@@ -228,7 +228,7 @@ def device_file(transport: Transport) -> Iterator[str]:
         yield os.ttyname(theirs)
     finally:
         stop.set()
-        os.write(theirs, b"\x00")  # Ends the read, with something that is no command.
+        os.write(theirs, b"\x00")  # Ends the read, with something that is not a command.
         thread.join(5)
         os.close(theirs)
         os.close(ours)

@@ -34,7 +34,7 @@ SPARE = 0x01500000
 
 
 class Time:
-    """A clock that goes on only while somebody sleeps."""
+    """A clock that advances only while the code under test sleeps."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -141,7 +141,7 @@ def test_no_report_that_can_be_read(fresh: SocketTpm, attestation_key: rsa.RSAPu
 
 
 def test_no_paravisor(swtpm: SocketTpm, tmp_path: Path) -> None:
-    """A machine with a TPM that is no confidential VM of Azure."""
+    """A machine with a TPM that is not a confidential VM of Azure."""
     with software_tpm(tmp_path) as plain, pytest.raises(TpmError) as caught:
         SnpVtpm(lambda: (), plain).report(BINDING)
     assert caught.value.no_such_handle

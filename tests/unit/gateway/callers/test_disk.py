@@ -104,7 +104,7 @@ def device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         pytest.skip("needs root and losetup")
     made = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"no loop device can be had here: {made.stderr.strip()}")
+        pytest.skip(f"no loop device is available here: {made.stderr.strip()}")
     try:
         yield Path(made.stdout.strip()), image
     finally:

@@ -1,4 +1,4 @@
-"""Who has no key costs little: one chunk is opened, the rest is thrown away, and no receipt is signed."""
+"""A caller without a key costs little: one chunk is opened, the rest is thrown away, and no receipt is signed."""
 
 import hashlib
 import json

@@ -165,7 +165,9 @@ def test_clients_that_do_not_read_are_bounded_and_let_go() -> None:
         refused = Client(nonce(3))
         asked = time.monotonic()
         await evidence.handle(refused.scope, _nothing, refused.send)
-        assert time.monotonic() - asked > 0.04, "a refusal is late, so that asking again at once is no flood"
+        assert time.monotonic() - asked > 0.04, (
+            "a refusal is late, so that asking again at once does not flood the gateway"
+        )
         assert refused.status == 503
         assert b"Too many clients" in refused.body
         assert all(isinstance(end, TimeoutError) for end in await asyncio.gather(*tasks, return_exceptions=True))
