@@ -16,7 +16,6 @@ from pathlib import Path
 from adytum.attestation.cli import commands, words
 from adytum.attestation.cli.commands import Unusable, read
 from adytum.attestation.cli.verdict import ACCEPTED, Verdict
-from adytum.attestation.collect import devices
 from adytum.attestation.core.errors import CollectionError, FetchError, PolicyFileError
 from adytum.attestation.document.binding import NONCE_SIZE
 
@@ -116,13 +115,20 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--cpu", choices=("sev-snp", "sev-snp-vtpm", "tdx", "none"), required=True)
     command.add_argument("--gpus", choices=("nvidia", "none"), required=True)
     command.add_argument("--nonce", type=_octets, required=True, help="64 hexadecimal digits")
-    command.set_defaults(run=lambda p: _print_object(devices.collect(p.cpu, p.gpus, p.nonce)))
+    command.set_defaults(run=_collect)
 
     command = some.add_parser("show", help="describe a file in words, and what of it is valid", epilog=_EPILOG)
     command.add_argument("file", type=Path, help="a document, report, quote, certificate, manifest, list or policy")
     _add_time(command)
     command.set_defaults(run=lambda p: words.show(read(p.file), _now(p), colour=sys.stdout.isatty()))
     return top
+
+
+def _collect(parsed: argparse.Namespace) -> int:
+    # Imported here: devices need Linux, and the other commands do not.
+    from adytum.attestation.collect import devices
+
+    return _print_object(devices.collect(parsed.cpu, parsed.gpus, parsed.nonce))
 
 
 def _gpu(parsed: argparse.Namespace) -> int:

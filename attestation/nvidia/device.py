@@ -88,7 +88,9 @@ class NvidiaGpus:
         try:
             import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
-            raise CollectionError("the Python package nvidia-ml-py is not installed") from error
+            raise CollectionError(
+                "the Python package nvidia-ml-py is not installed; run: pip install 'adytum[server]'"
+            ) from error
         self._nvml: ModuleType = pynvml
         with self._asking("to open the driver's library"):
             pynvml.nvmlInit()

@@ -254,7 +254,7 @@ RULES = (
             ("inference/client/proxy/app.py", "def f():\n    import uvloop"),
             ("inference/channel/ohttp.py", "from pydantic import BaseModel"),
             ("attestation/policy/policy.py", "try:\n    import resource\nexcept ImportError:\n    pass"),
-            ("attestation/verify/document.py", "import fastapi"),
+            ("attestation/verifier/document.py", "import fastapi"),
         ),
         (
             ("inference/client/proxy/app.py", "import asyncio\nfrom aiohttp import web\nimport yarl"),

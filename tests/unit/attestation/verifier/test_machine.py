@@ -32,7 +32,7 @@ from tests.unit.attestation.snp.authority import DAY, NOW, Processor
 from tests.unit.attestation.snp.guest import FakeGuest, table
 from tests.unit.attestation.support import CLAIMS
 from tests.unit.attestation.tdx.configfs import configfs
-from tests.unit.attestation.verify.test_end_to_end import GENOA, NONCE, NVIDIA, RIMS, START, TRUST, manifests, policy
+from tests.unit.attestation.verifier.test_end_to_end import GENOA, NONCE, NVIDIA, RIMS, START, TRUST, manifests, policy
 
 
 class Vendors:
