@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import ROOT
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CLIENT = {
     "adytum",
