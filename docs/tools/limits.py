@@ -273,7 +273,7 @@ def _frozen(owner: type, rows: dict[str, Row]) -> Iterator[tuple[str, ...]]:
 
 def _configured() -> Iterator[tuple[str, ...]]:
     for (section, name), row in CONFIGURED.items():
-        table = "models" if section is config.Model else section.__name__.lower()
+        table = "models" if section is config.Model else section.__name__.removesuffix("Section").lower()
         yield f"`{table}.{name}`", row.what, _number(section.model_fields[name].default, row.unit), row.beyond, row.test
 
 
