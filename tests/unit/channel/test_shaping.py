@@ -420,7 +420,32 @@ def test_a_closing_event_is_held_up_to_exactly_one_mebibyte(protocol: str) -> No
         assert exchange.waiting == len(event("a") + DONE + after if freed else event("a"))
 
 
-@pytest.mark.parametrize("grows", [0, 9])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_answer_of_one_cell(protocol: str) -> None:
+    exchange, client = PROTOCOLS[protocol](shape(1024, 1))
+    head, sealed = exchange.answer(200, JSON, b"{}")
+    assert len(sealed) == 1024
+    assert json.loads(client.read(head, sealed)[2]) == {}
+
+
+def test_an_answer_that_fills_its_cells() -> None:
+    for least, length in ((1, 236), (4, 4 * 236)):
+        exchange, client = over_ehbp(shape(256, least))
+        body = b'"' + b"x" * (length - 2) + b'"'
+        head, sealed = exchange.answer(200, JSON, body)
+        assert len(sealed) == least * 256
+        assert client.read(head, sealed)[2] == body
+
+
+def test_trailers_that_outgrow_their_trial_are_an_error() -> None:
+    """They would otherwise be cut off inside the seal."""
+    exchange, _ = over_ohttp(ohttp.CHUNKED, shape(256, 2))
+    exchange.begin(200, EVENTS)
+    sizes = iter((0, 5000))
+    assert type(refused(exchange.end, lambda _: ((b"t", b"." * next(sizes)),))) is ExchangeMisuse
+
+
+@pytest.mark.parametrize("grows", [0, 9, 16])
 def test_every_length_of_the_trailers(grows: int) -> None:
     """The final trailers may be a few bytes longer than the trial ones, as receipts may."""
     cells = shape(256, 2)
