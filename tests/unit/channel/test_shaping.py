@@ -379,6 +379,23 @@ def test_every_length_of_an_event_around_the_cells_room(protocol: str) -> None:
         assert re.fullmatch(rb"(?:: *\n\n|\n)*", plain.removeprefix(one))
 
 
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_every_length_of_the_head_leaves_full_cells(protocol: str) -> None:
+    cells = shape(256, 4)
+    for length in range(300):
+        exchange, client = PROTOCOLS[protocol](cells)
+        fields = (*EVENTS, (b"x", b"v" * length))
+        head, _ = exchange.begin(200, fields)
+        exchange.data(event("word"))
+        sealed = exchange.cell() + exchange.cell()
+        assert len(sealed) == 512
+        sealed += exchange.end()
+        assert count_cells(protocol, cells, sealed) == 4
+        if protocol == "chunked":
+            assert client.read(head, sealed)[:2] == (200, fields)
+        assert server_sent_events(client.read(head, sealed)[2]) == server_sent_events(event("word"))
+
+
 def test_a_full_cell_has_no_comment() -> None:
     """Events that fill cells exactly follow each other without a byte between them."""
     exchange, client = PROTOCOLS["ehbp"](shape(256, 4))
