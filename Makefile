@@ -7,6 +7,7 @@ PORT ?= 8080
 PROXY_PORT ?= 9876
 FUZZ_SECONDS ?= 600
 SOAK_MINUTES ?= 10
+MUTANT_WORKERS ?= 1
 IMAGE ?= build/image
 RUN = $(VENV)/bin/python
 COVERAGE = build/coverage
@@ -15,7 +16,7 @@ PARALLEL = --numprocesses auto --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve demo check quick-test test deploy-test image boot-test lint types format fuzz bench soak models engine-env clean
+.PHONY: help serve demo check quick-test test deploy-test image boot-test lint types format fuzz mutants bench soak docs sbom models engine-env clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -74,6 +75,20 @@ fuzz: $(VENV)/.installed-dev ## Fuzz the parsers of what peers send (FUZZ_SECOND
 	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@$(RUN) -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
+# In a room of its own: mutmut copies whole folders and follows the links in them. It does not mutate functions that have
+# a decorator, so the copy is without the caches'.
+mutants: ROOM = build/mutants
+mutants: $(VENV)/.installed-dev ## Mutation testing of the channel (M="*.channel.hpke.*" selects; MUTANT_WORKERS=1)
+	@$(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[mutants]'
+	@rm -rf $(ROOM) && mkdir -p $(ROOM)/adytum/inference $(ROOM)/tests/unit
+	@cp adytum/__init__.py $(ROOM)/adytum && cp inference/__init__.py $(ROOM)/adytum/inference
+	@cp -R inference/channel $(ROOM)/adytum/inference && cp -R tests/unit/channel $(ROOM)/tests/unit
+	@sed -i '/^ *@lru_cache(/d' $(ROOM)/adytum/inference/channel/*.py
+	@touch $(ROOM)/tests/__init__.py $(ROOM)/tests/unit/__init__.py
+	@cp tests/unit/channel/mutants.toml $(ROOM)/pyproject.toml
+	@cd $(ROOM) && nice $(CURDIR)/$(VENV)/bin/mutmut run --max-children $(MUTANT_WORKERS) $(if $(M),'$(M)')
+	@cd $(ROOM) && $(CURDIR)/$(VENV)/bin/mutmut results
+
 bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated (benchmarks/README.md)
 	@$(RUN) -m adytum.benchmarks serve --arms direct ohttp own-direct own-relay own-ohttp own-ehbp --out var/bench/run.json
 	@$(RUN) -m adytum.benchmarks compare var/bench/run.json --base own-direct --against own-relay own-ohttp own-ehbp \
@@ -92,7 +107,6 @@ engine-env: $(ENGINE_VENV)/.installed ## Install the engines' own environment
 # is about the graph: a list of requirements does not state which package needs which.
 sbom: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 sbom: export PYTHONWARNINGS = ignore
-.PHONY: docs sbom
 docs: $(VENV)/.installed-dev ## Write the reference pages from the code and build the site in build/docs
 	@$(RUN) docs/tools/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet

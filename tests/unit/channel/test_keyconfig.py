@@ -47,6 +47,12 @@ def test_the_ehbp_configuration_has_the_41_bytes_of_its_protocol() -> None:
     assert len(encoded) == 41
 
 
+def test_pairs_follow_each_other() -> None:
+    """A client skips pairs that it does not know, so a round trip would not notice bytes between them."""
+    encoded = KeyConfiguration(5, KemId.X25519, bytes(32), ALL_PAIRS).encode()
+    assert encoded == unhex("05 0020") + bytes(32) + unhex("000c 0001 0002 0001 0001 0001 0003")
+
+
 @pytest.mark.parametrize("kem", KEMS)
 def test_each_truncation_and_a_trailing_byte_is_an_error(kem: KemId) -> None:
     encoded = configuration(kem).encode()

@@ -1,6 +1,6 @@
 """Openings: from sealed bytes to an exchange, the header before the rest, and abandoning the rest."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
@@ -16,7 +16,7 @@ from adytum.inference.channel.errors import (
 )
 from adytum.inference.channel.exchange import Exchange, InnerRequest
 from adytum.inference.channel.hpke import KemId
-from adytum.inference.channel.limits import Limits
+from adytum.inference.channel.limits import DEFAULT_LIMITS, Limits
 from adytum.inference.channel.openings import EhbpOpening, OhttpOpening
 from adytum.inference.channel.padding import Padding, bucket
 from tests.unit.channel.support import configuration, held, recipient, refused
@@ -242,3 +242,26 @@ def test_nothing_is_answered_before_a_key_is_known() -> None:
     for found in (over_ehbp, over_ohttp):
         assert type(refused(found.abandon)) is TruncatedMessage
         ended(found)
+
+
+# The default limits: a change of one is a change of what peers may send.
+
+
+def test_the_defaults() -> None:
+    assert asdict(DEFAULT_LIMITS) == {
+        "message": 33_554_432,
+        "chunk": 1_048_576,
+        "frame": 67_108_864,
+        "chunks": 65_536,
+        "control": 16_384,
+        "field_lines": 128,
+        "field_section": 65_536,
+        "informational": 8,
+        "padding": 4_194_304,
+    }
+    assert Limits() == DEFAULT_LIMITS
+
+
+def test_limits_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        DEFAULT_LIMITS.message = 1  # type: ignore[misc]

@@ -379,6 +379,23 @@ def test_every_length_of_an_event_around_the_cells_room(protocol: str) -> None:
         assert re.fullmatch(rb"(?:: *\n\n|\n)*", plain.removeprefix(one))
 
 
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_every_length_of_the_head_leaves_full_cells(protocol: str) -> None:
+    cells = shape(256, 4)
+    for length in range(300):
+        exchange, client = PROTOCOLS[protocol](cells)
+        fields = (*EVENTS, (b"x", b"v" * length))
+        head, _ = exchange.begin(200, fields)
+        exchange.data(event("word"))
+        sealed = exchange.cell() + exchange.cell()
+        assert len(sealed) == 512
+        sealed += exchange.end()
+        assert count_cells(protocol, cells, sealed) == 4
+        if protocol == "chunked":
+            assert client.read(head, sealed)[:2] == (200, fields)
+        assert server_sent_events(client.read(head, sealed)[2]) == server_sent_events(event("word"))
+
+
 def test_a_full_cell_has_no_comment() -> None:
     """Events that fill cells exactly follow each other without a byte between them."""
     exchange, client = PROTOCOLS["ehbp"](shape(256, 4))
@@ -420,7 +437,32 @@ def test_a_closing_event_is_held_up_to_exactly_one_mebibyte(protocol: str) -> No
         assert exchange.waiting == len(event("a") + DONE + after if freed else event("a"))
 
 
-@pytest.mark.parametrize("grows", [0, 9])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_answer_of_one_cell(protocol: str) -> None:
+    exchange, client = PROTOCOLS[protocol](shape(1024, 1))
+    head, sealed = exchange.answer(200, JSON, b"{}")
+    assert len(sealed) == 1024
+    assert json.loads(client.read(head, sealed)[2]) == {}
+
+
+def test_an_answer_that_fills_its_cells() -> None:
+    for least, length in ((1, 236), (4, 4 * 236)):
+        exchange, client = over_ehbp(shape(256, least))
+        body = b'"' + b"x" * (length - 2) + b'"'
+        head, sealed = exchange.answer(200, JSON, body)
+        assert len(sealed) == least * 256
+        assert client.read(head, sealed)[2] == body
+
+
+def test_trailers_that_outgrow_their_trial_are_an_error() -> None:
+    """They would otherwise be cut off inside the seal."""
+    exchange, _ = over_ohttp(ohttp.CHUNKED, shape(256, 2))
+    exchange.begin(200, EVENTS)
+    sizes = iter((0, 5000))
+    assert type(refused(exchange.end, lambda _: ((b"t", b"." * next(sizes)),))) is ExchangeMisuse
+
+
+@pytest.mark.parametrize("grows", [0, 9, 16])
 def test_every_length_of_the_trailers(grows: int) -> None:
     """The final trailers may be a few bytes longer than the trial ones, as receipts may."""
     cells = shape(256, 2)
