@@ -143,11 +143,20 @@ def running_requests(backend: RunningBackend, model: str) -> float:
     return float(found[1])
 
 
-def test_a_client_that_goes_away_aborts_its_generation_within_a_second(backend: RunningBackend) -> None:
+def generated(backend: RunningBackend, model: str) -> float:
+    """Tokens so far."""
+    metrics = ask_engine(backend.sockets[model], "GET", "/metrics").decode()
+    found = re.search(r"(?m)^vllm:generation_tokens_total\{[^}]*\} ([0-9.e+]+)$", metrics)
+    assert found is not None
+    return float(found[1])
+
+
+def test_a_client_that_goes_away_aborts_its_generation_at_once(backend: RunningBackend) -> None:
     sealer = ohttp.RequestSealer(ohttp.CHUNKED, backend.wire.configuration())
     endless = chat(backend.gemma, FAQ[0].question, stream=True, max_tokens=1900, ignore_eos=True)
     body = seal(sealer, endless, fields=bearer(backend))
     head = f"POST {GATEWAY_PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n"
+    before = generated(backend, backend.gemma)
     with socket.create_connection(("127.0.0.1", backend.wire.port)) as connection:
         connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         for _ in range(5):
@@ -155,11 +164,13 @@ def test_a_client_that_goes_away_aborts_its_generation_within_a_second(backend: 
         # The engine counts at its next step, not before its first token is out.
         asked = time.monotonic()
         while running_requests(backend, backend.gemma) != 1:
-            assert time.monotonic() - asked < 3
+            assert time.monotonic() - asked < 60
     left = time.monotonic()
     while running_requests(backend, backend.gemma):
-        assert time.monotonic() - left < 1, "the generation goes on"
+        assert time.monotonic() - left < 60
         time.sleep(0.02)
+    # In tokens, not in seconds: how fast an engine is depends on what else the machine does.
+    assert generated(backend, backend.gemma) - before < 1000, "the generation went on"
 
 
 def test_a_context_that_is_too_long_gets_openais_error(backend: RunningBackend) -> None:

@@ -136,7 +136,8 @@ def test_a_server_that_sends_a_little_now_and_then_is_left(case: Case, mode: str
     missing(lambda: case.cache.amd_crl("Milan"))
     before = time.monotonic()
     case.cache.refresh()
-    assert 0.3 < time.monotonic() - before < 3
+    # The server would go on until the test ends.
+    assert 0.3 < time.monotonic() - before < 20
     missing(lambda: case.cache.amd_crl("Milan"))
 
 
@@ -202,7 +203,8 @@ def test_failures_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
         before = time.monotonic()
         with pytest.raises(FetchFailed):
             https(Request(f"{server.url}/vcek/v1/Milan/crl"), 0.5)
-        assert time.monotonic() - before < 3
+        # The server would go on until the test ends.
+        assert time.monotonic() - before < 20
         assert len(vendors.asked) == 1
 
 
@@ -251,7 +253,8 @@ def test_one_refresh_at_a_time_for_which_others_wait_and_getters_do_not() -> Non
     before = time.monotonic()
     missing(lambda: cache.amd_crl("Milan"))
     missing(lambda: cache.amd_crl("Genoa"))
-    assert time.monotonic() - before < 1
+    # The fetch under way waits for ten seconds.
+    assert time.monotonic() - before < 8
     second.join(0.2)
     assert second.is_alive()  # When it returns, what was due has been tried.
     go.set()

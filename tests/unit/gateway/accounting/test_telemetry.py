@@ -52,7 +52,7 @@ def test_each_outcome_counts_once(gateway: RunningGateway) -> None:
     assert found['adytum_refusals_total{code="invalid_api_key"}'] == 1
     assert found['adytum_unopened_total{status="422"}'] == 1
     assert found[f'adytum_time_to_first_token_seconds_count{{model="{MODEL}"}}'] == 2
-    assert 0.02 < found[f'adytum_inter_chunk_seconds_sum{{model="{MODEL}"}}'] < 1
+    assert 0.02 < found[f'adytum_inter_chunk_seconds_sum{{model="{MODEL}"}}'] < 20
 
 
 def test_tokens_advance_in_buckets(gateway: RunningGateway) -> None:

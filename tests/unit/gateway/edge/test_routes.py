@@ -1,6 +1,6 @@
 """What the gateway says in the clear, what it says inside the seal, and what never reaches an engine."""
 
-import itertools
+import http.client
 import json
 import socket
 import time
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adytum.inference.channel import ehbp, hpke, keyconfig, ohttp
+from adytum.inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
 from adytum.inference.channel.bhttp import field
 from adytum.inference.channel.errors import ChannelError
 from adytum.inference.channel.hpke import KemId
@@ -67,19 +67,22 @@ def test_a_stream_is_sealed_event_by_event_and_ends_authenticated(gateway: Runni
 
 def test_events_arrive_when_they_are_made(gateway: RunningGateway) -> None:
     sealer = ohttp.RequestSealer(ohttp.CHUNKED, gateway.configuration())
-    body = seal(sealer, chat("hello", stream=True, events=4, gap=0.3), fields=BEARER)
-    with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
-        connection.sendall(_http(body))
-        arrivals = []
-        start = time.monotonic()
-        while data := connection.recv(65536):
-            arrivals.append(time.monotonic() - start)
-            if data.endswith(b"0\r\n\r\n"):
-                break
-    assert arrivals[0] < 0.25
-    assert arrivals[-1] > 0.9
-    spread = [b - a for a, b in itertools.pairwise(arrivals)]
-    assert sum(gap > 0.2 for gap in spread) >= 3, arrivals
+    body = seal(sealer, chat("hello", stream=True, events=4, gap=60), fields=BEARER)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection.request("POST", GATEWAY_PATH, body, {"Content-Type": ohttp.CHUNKED.request})
+    response, opener, decoder = connection.getresponse(), sealer.response(), bhttp.Decoder("response")
+    content = b""
+    for i in range(4):
+        while event(i) not in content:
+            data = response.read1(65_536)
+            assert data
+            content += b"".join(e.data for e in decoder.feed(opener.feed(data)) if isinstance(e, bhttp.Content))
+        # The engine makes the next one a minute later.
+        assert b"data: [DONE]" not in content
+        assert event(i + 1) not in content
+        gateway.loop.skip(60)
+    assert response.read()
+    connection.close()
 
 
 def _http(body: bytes) -> bytes:
@@ -144,7 +147,7 @@ def test_an_engine_that_dies_mid_stream_ends_in_a_sealed_error_event(gateway: Ru
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_aborts_at_the_engine_within_a_second(gateway: RunningGateway, stream: bool) -> None:
+def test_a_client_that_goes_away_aborts_at_the_engine_at_once(gateway: RunningGateway, stream: bool) -> None:
     sealer = ohttp.RequestSealer(ohttp.CHUNKED, gateway.configuration())
     aborted = gateway.engine.aborted
     reached = len(gateway.engine.seen)
@@ -152,13 +155,12 @@ def test_a_client_that_goes_away_aborts_at_the_engine_within_a_second(gateway: R
     with socket.create_connection(("127.0.0.1", gateway.port)) as connection:
         connection.sendall(_http(seal(sealer, script, fields=BEARER)))
         _until(lambda: len(gateway.engine.seen) > reached)
-    left = time.monotonic()
+    # The engine would need a minute.
     _until(lambda: gateway.engine.aborted > aborted)
-    assert time.monotonic() - left < 1
     _until(lambda: gateway.sealed.in_progress == 0)
 
 
-def _until(holds: Any, seconds: float = 5) -> None:
+def _until(holds: Any, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline
