@@ -76,7 +76,7 @@ def test_an_unknown_mode_is_no_mode(authority: Authority) -> None:
         driver.results["settings"] = struct.pack("=4I", 2, 7, 0, 0)
         found = machine.facts()["gpu"]
     assert found["mode"] == machine.NO_GPU
-    assert "does not know" in found["count"]["reason"]
+    assert "unknown state" in found["count"]["reason"]
 
 
 def test_the_command_refuses_before_anything_starts(authority: Authority, capsys: pytest.CaptureFixture[str]) -> None:
