@@ -21,7 +21,8 @@ from tests.support import Wire, config_text
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
 API_KEY = "sk-canary-7f3a9d1e5b"
-READY_SECONDS = 240
+READY_SECONDS = 900
+"""For a backend to start on a busy machine; by itself it takes half a minute."""
 ENGINE_FIXTURES = {"backend", "engine_python", "models"}
 """Of this file; a test that depends on one needs vLLM or the demonstration's models."""
 
@@ -37,6 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             definition.func.__module__ == __name__ for name in ENGINE_FIXTURES for definition in known.get(name, ())
         ):
             item.add_marker("engine")
+        if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
+            # Engines start several times more slowly on a machine with other work.
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")

@@ -252,7 +252,7 @@ def test_real_engines_sound_and_with_one_damaged_tensor(spec: Make, models: Path
         try:
             for engine in engines:
                 await engine.start()
-            await asyncio.gather(*(engine.wait_ready(240) for engine in engines))
+            await asyncio.gather(*(engine.wait_ready(900) for engine in engines))
             golden = Golden.load(models / "llama-awq" / "adytum-canary.json", _root(models / "llama-awq"))
             await canary.check(sound.socket, sound.id, golden, 60)
             load = [asyncio.create_task(canary.ask(sound.socket, sound.id, "generate", 60)) for _ in range(8)]

@@ -21,7 +21,7 @@ from tests.support import ROOT
 
 Make = Callable[..., EngineSpec]
 CANARY = "canary-5b1e77a0"
-READY_SECONDS = 240
+READY_SECONDS = 900
 
 # A backend that only starts an engine and then hangs.
 BACKEND = """

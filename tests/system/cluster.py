@@ -287,7 +287,7 @@ class Load:
     def _ask(self, client: httpx2.Client, name: str) -> None:
         body = {"model": MODEL, "stream": streams(name), "messages": [{"role": "user", "content": name}], **self.body}
         answer = client.post(f"{self.url}{CHAT}", json=body)
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code == 200, f"status {answer.status_code}: {answer.text}"
         if streams(name):
             events = answer.content.count(b"data: {")
             assert events == self.body.get("events", events)

@@ -20,7 +20,7 @@ def node(script: str, given: dict[str, Any]) -> dict[str, Any]:
         capture_output=True,
         text=True,
         cwd=FOLDER,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     result: dict[str, Any] = json.loads(done.stdout)

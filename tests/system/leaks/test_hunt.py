@@ -98,7 +98,7 @@ class Hunted:
             return states
 
     def until(self, model: str, *wanted: str) -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 900
         while self.states()[model] not in wanted:
             assert time.monotonic() < deadline, self.states()
             time.sleep(0.2)
@@ -125,7 +125,7 @@ def hunted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hunted]:
     folder = tmp_path_factory.mktemp("hunt")
     canaries = {name: Canary.text(name) for name in _NAMES}
     port = free_port()
-    changes = {"ready_seconds": "240\nhung_seconds = 4", "max_requests": "6"}
+    changes = {"ready_seconds": "900\nhung_seconds = 15", "max_requests": "6"}
     text = config_text(port=port, runtime=folder / "run", api_keys=[canaries["key"].data.decode()], changes=changes)
     text = re.sub(r'(?ms)^\[\[models\]\]\nid = "demo/llama-awq".*?(?=^\[\[models\]\])', "", text)
     metrics = free_port()

@@ -28,7 +28,7 @@ def serve(backend: RunningBackend, *options: str, key: str | None = None) -> sub
         *options,
     ]
     environment = {**os.environ, KEY_VARIABLE: backend.api_key if key is None else key}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment)
 
 
 def prefix_hits(backend: RunningBackend) -> float:

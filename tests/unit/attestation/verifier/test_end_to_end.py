@@ -398,9 +398,10 @@ def test_a_whole_document_takes_less_than_50_ms() -> None:
     document = machine.document()
     times = []
     for _ in range(9):
-        start = time.process_time()
+        # Of the processor: it waits for nothing, and a busy machine does not count.
+        start = time.thread_time()
         check(machine, document)
-        times.append(time.process_time() - start)
+        times.append(time.thread_time() - start)
     assert statistics.median(times) < 0.05, times
 
 
