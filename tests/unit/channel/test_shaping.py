@@ -500,3 +500,7 @@ def test_cells_belong_to_streams_of_events() -> None:
     padded, _ = over_ohttp(ohttp.CHUNKED, Padding.PAD)
     padded.begin(200, EVENTS)
     assert type(refused(padded.cell)) is ExchangeMisuse
+    padded, _ = over_ohttp(ohttp.CHUNKED, Padding.PAD)
+    padded.begin(200, EVENTS)
+    padded.data(event("word") + b"data")
+    assert padded.waiting == 0
