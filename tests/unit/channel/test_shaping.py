@@ -16,7 +16,7 @@ from adytum.inference.channel.errors import ExchangeMisuse, TruncatedMessage
 from adytum.inference.channel.exchange import Exchange, OuterHead
 from adytum.inference.channel.limits import Limits
 from adytum.inference.channel.padding import EventPadder, Padding
-from adytum.inference.channel.shaping import Cells, EhbpBox
+from adytum.inference.channel.shaping import Cells, EhbpBox, OhttpBox
 from tests.unit.channel.support import SLOW_FUZZ, cuts, pieces, refused, server_sent_events
 from tests.unit.channel.test_exchange import BODY, EVENTS, JSON, Client, over_ehbp, over_ohttp
 
@@ -354,6 +354,13 @@ def test_every_length_of_the_last_event_leaves_a_whole_comment(protocol: str) ->
         assert re.fullmatch(rb"(?:: *\n\n)*", before)
         # In chunked OHTTP the padding after the end is binary HTTP's own.
         assert after == b"" if protocol == "chunked" else TAIL.fullmatch(after)
+
+
+@pytest.mark.parametrize("size", [64, 100, 16_383])
+def test_the_overhead_of_content(size: int) -> None:
+    sealer = ehbp.ResponseSealer(bytes(32), bytes(32))
+    assert len(EhbpBox(sealer, 256, is_stream=True).content(bytes(size))) == size + EhbpBox.overhead
+    assert len(bhttp.encode_content(bytes(size))) == size + OhttpBox.overhead
 
 
 @pytest.mark.parametrize("size", range(10))
