@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 import tomllib
 import urllib.error
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from adytum.inference.engine.run.process import EngineSpec
-from tests.support import Wire, config_text
+from tests.support import Wire, backend_command, config_text
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT.parent / "shared" / "vectors"
@@ -136,7 +135,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBackend
     log_path = folder / "backend.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "adytum.inference", "serve", "--config", str(config_path)],
+            backend_command(config_path),
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,

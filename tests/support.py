@@ -3,7 +3,9 @@
 import hashlib
 import http.client
 import json
+import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,12 @@ def config_text(
         text, count = re.subn(rf"(?m)^{name} = .*$", lambda _, n=name, v=value: f"{n} = {v}", text)
         assert count == 1, name
     return text
+
+
+def backend_command(config: Path) -> list[str]:
+    """`adytum serve`, whose coverage is counted if this run's is."""
+    module = "tests.counted" if "COVERAGE_PROCESS_CONFIG" in os.environ else "adytum.inference"
+    return [sys.executable, "-m", module, "serve", "--config", str(config)]
 
 
 @dataclass

@@ -101,6 +101,7 @@ def test_a_replica_is_killed_under_load_and_comes_back(cluster: Cluster) -> None
     assert paths - {("GET", "/readyz")} == {("GET", "/.well-known/attestation")}
 
 
+@pytest.mark.slow
 def test_a_client_of_the_common_name_goes_on_with_another_replica(cluster: Cluster) -> None:
     """It knows one address; the balancer's 422 makes it fetch keys again, and they are another replica's."""
     before = counts(cluster)

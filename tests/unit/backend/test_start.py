@@ -19,14 +19,13 @@ from adytum.inference.core.config import parse
 from adytum.inference.core.lifecycle import Lifecycle, Step
 from adytum.inference.engine.weights import weights
 from adytum.inference.gateway.edge import tls
-from tests.support import ROOT, config_text
+from tests.support import ROOT, backend_command, config_text
 
 
 def serve(config: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = folder / "backend.toml"
     path.write_text(config)
-    command = [sys.executable, "-m", "adytum.inference", "serve", "--config", str(path)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(backend_command(path), cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
 def one_model(folder: Path, port: int = 0) -> str:
