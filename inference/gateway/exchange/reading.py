@@ -64,17 +64,22 @@ class Arrivals:
                         raise TooMuchArriving
                     self.held += len(data)
                     held += len(data)
-                    refused = self._feed(opening, data)
+                    refused = self._feed(opening, data, held - len(data))
                 if not message.get("more_body", False):
                     return refused
         finally:
             self.held -= held
 
-    def _feed(self, opening: Opening, data: bytes) -> Refusal | None:
-        """Opens what came. Returns a refusal as soon as the header is readable and has no valid API key."""
+    def _feed(self, opening: Opening, data: bytes, fed: int) -> Refusal | None:
+        """Opens what came. Returns a refusal as soon as the header is readable and has no valid API key.
+
+        `fed`: bytes of the request that were fed before. What is opened before the look depends on the request's bytes
+        alone, not on how the network divided them.
+        """
         while data and not opening.looked:
-            opening.feed(data[:FIRST])
-            data = data[FIRST:]
+            end = FIRST - fed % FIRST
+            opening.feed(data[:end])
+            fed, data = fed + len(data[:end]), data[end:]
             if (fields := opening.fields()) is not None:
                 try:
                     self._know(fields)

@@ -1,5 +1,6 @@
 """A caller without a key costs little: one chunk is opened, the rest is thrown away, and no receipt is signed."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -12,9 +13,14 @@ from adytum.attestation.policy.policy import Policy
 from adytum.inference.channel import bhttp, ehbp, hpke, keyconfig, ohttp
 from adytum.inference.channel.bhttp import RequestHead, Trailers
 from adytum.inference.channel.limits import DEFAULT_LIMITS
+from adytum.inference.channel.openings import OhttpOpening
+from adytum.inference.channel.padding import Padding
 from adytum.inference.client.transport import AdytumTransport
 from adytum.inference.core.config import parse
+from adytum.inference.gateway import failures
 from adytum.inference.gateway.edge.app import GATEWAY_PATH
+from adytum.inference.gateway.exchange.reading import Arrivals
+from adytum.inference.gateway.failures import Refused
 from tests.support import config_text, open_answer, sealed_chat
 from tests.unit.gateway.support import RunningGateway, running_gateway
 
@@ -57,6 +63,29 @@ def test_behind_a_wrong_key_nothing_is_opened(gateway: RunningGateway) -> None:
     assert status == 200
     answer = open_answer(sealer, wire)
     assert (answer.status, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("at", range(500, 20_000, 500))
+def test_however_the_network_divides_a_strangers_request_no_more_of_it_is_opened(
+    gateway: RunningGateway, at: int
+) -> None:
+    sealer, pieces = request(gateway, "wrong")
+    wire = pieces[0] + pieces[1][:2] + os.urandom(100_000)
+    messages = [
+        {"type": "http.request", "body": wire[:at], "more_body": True},
+        {"type": "http.request", "body": wire[at:], "more_body": False},
+    ]
+
+    async def receive() -> dict[str, object]:
+        return messages.pop(0)
+
+    def know(fields: bhttp.Fields) -> None:
+        raise Refused(failures.BAD_KEY)
+
+    arrivals = Arrivals(1 << 20, know)
+    opening = OhttpOpening(ohttp.CHUNKED, gateway.keys.find, Padding.PAD)
+    assert asyncio.run(arrivals.take(receive, opening)) is failures.BAD_KEY
+    assert arrivals.held == 0
 
 
 def test_a_header_that_the_first_chunk_cuts_is_read_with_the_rest(gateway: RunningGateway) -> None:
