@@ -69,7 +69,7 @@ def test_behind_a_wrong_key_nothing_is_opened(gateway: RunningGateway) -> None:
 def test_however_the_network_divides_a_strangers_request_no_more_of_it_is_opened(
     gateway: RunningGateway, at: int
 ) -> None:
-    sealer, pieces = request(gateway, "wrong")
+    _, pieces = request(gateway, "wrong")
     wire = pieces[0] + pieces[1][:2] + os.urandom(100_000)
     messages = [
         {"type": "http.request", "body": wire[:at], "more_body": True},
