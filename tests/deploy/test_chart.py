@@ -15,6 +15,8 @@ import yaml
 from adytum.inference.core.config import ConfigError, parse
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 CHART = ROOT / "deploy" / "chart"
 DIGEST = "sha256:" + "ab" * 32
 CONFIG = (ROOT / "deploy" / "config" / "h100-llama.toml").read_text()

@@ -12,6 +12,8 @@ import pytest
 from tests.unit.launch.support import write_machine
 from tests.unit.launch.test_launch import toml
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("sevsnpmeasure", reason="needs sev-snp-measure: pip install 'adytum[deploy]'")
 
 ROOT = Path(__file__).parents[2]

@@ -17,6 +17,8 @@ from adytum.inference.gateway.accounting.telemetry import GAUGES, LABELS
 from tests.support import ROOT, config_text
 from tests.unit.gateway.support import running_gateway
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "deploy" / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "adytum.json").read_text())
 RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]

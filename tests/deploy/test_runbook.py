@@ -14,6 +14,8 @@ from adytum.inference.__main__ import main as adytum
 from adytum.inference.core.lifecycle import Step
 from tests.deploy.test_commands_in_docs import ROOT, blocks, folder, run
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["folder"]
 RUNBOOK = "deploy/README.md"
 TEXT = (ROOT / RUNBOOK).read_text()

@@ -21,6 +21,8 @@ from adytum.inference.engine.supervise.supervisor import State, Supervisor, Timi
 from adytum.inference.gateway.admission.admission import EngineCall
 from adytum.inference.gateway.exchange.engines import EngineCut, Engines, EngineUnavailable
 
+pytestmark = pytest.mark.slow
+
 _TIMING = Timing(ready=10, hung=0.6, canary=3600, poll=0.05)
 _CHAT = "/v1/chat/completions"
 

@@ -35,9 +35,12 @@ from tests.system.cluster import (
     wait_for,
 )
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("haproxy") is None, reason="haproxy is not installed (Debian: apt-get install haproxy)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("haproxy") is None, reason="haproxy is not installed (Debian: apt-get install haproxy)"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

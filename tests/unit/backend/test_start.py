@@ -21,6 +21,8 @@ from adytum.inference.engine.weights import weights
 from adytum.inference.gateway.edge import tls
 from tests.support import ROOT, backend_command, config_text
 
+pytestmark = pytest.mark.slow
+
 
 def serve(config: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = folder / "backend.toml"

@@ -6,6 +6,8 @@ import pytest
 from adytum.benchmarks.leakage import attack
 from adytum.benchmarks.leakage.attack import FEATURES, Seen
 
+pytestmark = pytest.mark.slow
+
 TOPICS, QUESTIONS, WORDINGS = 3, 5, 6
 
 
@@ -61,7 +63,6 @@ def test_a_trace_of_any_length_has_a_row(features: str, writes: int) -> None:
     assert np.isfinite(matrix).all()
 
 
-@pytest.mark.slow
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack, "_TREES", 10)
     lines = list(attack.rows(traces("sizes")))

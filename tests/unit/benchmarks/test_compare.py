@@ -17,6 +17,8 @@ from adytum.benchmarks.runfile import runfile
 from adytum.benchmarks.runfile.runfile import Run
 from tests.unit.benchmarks.support import LEVELS, composed
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -50,7 +52,6 @@ def test_a_known_overhead(off: Run, on: Run) -> None:
     assert "tax per decode step, 8 at once: +1.0" in compare.table(compare.between(off, on)[:1])
 
 
-@pytest.mark.slow
 def test_noise_is_called_noise(off: Run) -> None:
     again = composed("cc-on", step_ms=10.0, seed=3)
     for pair in compare.between(off, again):
@@ -147,7 +148,6 @@ class _Links(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
 
 
-@pytest.mark.slow
 def test_the_report_stands_alone(off: Run, on: Run, tmp_path: Path) -> None:
     for run, name in ((off, "off"), (on, "on")):
         run.save(tmp_path / f"{name}.json")

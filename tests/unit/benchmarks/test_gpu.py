@@ -16,6 +16,8 @@ from adytum.inference.core.config import parse
 from adytum.inference.engine.placement.shapes import read
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 GB = 1e9
 
 

@@ -13,6 +13,8 @@ from tests.unit.attestation.nvidia import nvml
 from tests.unit.attestation.nvidia.authority import Authority
 from tests.unit.attestation.nvidia.nvml import Driver
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:

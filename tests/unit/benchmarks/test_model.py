@@ -11,6 +11,8 @@ from adytum.benchmarks.errors import Unusable
 from adytum.benchmarks.report import compare
 from adytum.benchmarks.runfile import runfile
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

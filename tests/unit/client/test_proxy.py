@@ -360,6 +360,7 @@ def test_a_body_that_is_too_large_is_a_413_however_it_comes(fake: Fake, proxy: P
     assert fake.requests == 0
 
 
+@pytest.mark.slow
 def test_a_body_is_asked_for_only_if_it_is_taken(fake: Fake, proxy: Proxy) -> None:
     url = proxy()
     go_on = "Expect: 100-continue"
@@ -394,6 +395,7 @@ def test_what_is_not_http_is_refused_and_not_logged(
     assert fake.requests == 1
 
 
+@pytest.mark.slow
 def test_a_proxy_that_is_stopped_ends_short_streams_and_cuts_long_ones(fake: Fake) -> None:
     client = UpstreamClient(Upstream(fake.url, policy=Policy.accept_simulated()))
     fake.gap = 0.1

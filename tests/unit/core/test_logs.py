@@ -135,6 +135,7 @@ def test_configuring_replaces_what_was(form: Form, capsys: pytest.CaptureFixture
     assert (json.loads(lines[0])["step"] if form == "json" else lines[0].split()[-1]) == "SERVING"
 
 
+@pytest.mark.slow
 def test_a_backend_that_cannot_start_says_so_in_json(tmp_path: Path) -> None:
     text = config_text(port=0, runtime=tmp_path, changes={"python": '"/nothing/bin/python"'})
     path = tmp_path / "c.toml"

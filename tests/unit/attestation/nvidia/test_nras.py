@@ -382,6 +382,7 @@ def test_which_gpus() -> None:
 # Every change, every end
 
 
+@pytest.mark.slow
 def test_every_character_counts() -> None:
     """Every one of both tokens, changed in two ways; none is irrelevant."""
     answer = SERVICE.answer(NONCE)

@@ -118,6 +118,7 @@ def test_the_count_of_unused_bits_in_a_certificates_signature_is_zero() -> None:
     raise AssertionError("64 signatures and none even: the generator is broken")
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_of_the_document_is_refused() -> None:
     for at in range(len(DOCUMENT)):
         for mask in (0x01, 0x20):

@@ -159,6 +159,7 @@ def test_every_bit_of_the_signature_counts() -> None:
             verified(message(), signature=bytes(other))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, len(message())), st.binary(max_size=20), st.integers(0, 20), st.lists(st.binary(max_size=33)))
 def test_only_our_errors_escape(at: int, inserted: bytes, cut: int, pcrs: list[bytes]) -> None:

@@ -170,6 +170,7 @@ def test_parts_of_two_rounds() -> None:
             verified(spliced)
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_parts_counts() -> None:
     """Each byte of the paravisor's report, changed, and every seventh of quote and registers. Not signed and without a
     meaning are the version (1 and 2 are the same), the request type, status and reserved bytes of the header."""

@@ -269,6 +269,7 @@ def test_each_key_has_its_limits_and_models_inside_the_seal(gateway: RunningGate
     assert ask(gateway, "ko", "demo/gemma3").status == 200
 
 
+@pytest.mark.slow
 def test_a_revoked_key_ends_no_answer_and_begins_none(gateway: RunningGateway, tmp_path: Path) -> None:
     streamed: list[Answer] = []
     thread = threading.Thread(target=lambda: streamed.append(ask(gateway, "kl", stream=True, events=6, gap=0.3)))

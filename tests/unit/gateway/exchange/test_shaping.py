@@ -237,6 +237,7 @@ def test_a_client_that_leaves_ends_the_generation(gateway: RunningGateway) -> No
     assert gateway.engine.aborted == aborted + 1
 
 
+@pytest.mark.slow
 def test_a_fast_engine_waits_for_its_cells(gateway: RunningGateway) -> None:
     """More than the cells take in that time stays with the engine, not in the gateway."""
     seen, sealer = over_ohttp(gateway, chat(stream=True, events=500))
