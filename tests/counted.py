@@ -1,7 +1,7 @@
 """`python -m tests.counted serve ...`: `adytum`, with its coverage counted though it drops its environment.
 
 A backend starts itself again with the same arguments and without the variables by which coverage counts programs that
-tests start. So what is to be counted has to be in the arguments.
+tests start. So the arguments themselves ask for the counting.
 """
 
 import atexit

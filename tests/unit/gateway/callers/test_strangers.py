@@ -59,7 +59,7 @@ def test_the_right_key_is_let_in_and_its_whole_request_is_opened(gateway: Runnin
 def test_behind_a_wrong_key_nothing_is_opened(gateway: RunningGateway) -> None:
     """Noise behind the first chunk would be an error if anybody looked."""
     sealer, pieces = request(gateway, "wrong")
-    status, _, wire = gateway.request("POST", GATEWAY_PATH, pieces[0] + pieces[1][:2] + os.urandom(1_000_000), HEADERS)
+    status, _, wire = gateway.request("POST", GATEWAY_PATH, pieces[0] + pieces[1][:4] + os.urandom(1_000_000), HEADERS)
     assert status == 200
     answer = open_answer(sealer, wire)
     assert (answer.status, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -70,7 +70,7 @@ def test_however_the_network_divides_a_strangers_request_no_more_of_it_is_opened
     gateway: RunningGateway, at: int
 ) -> None:
     _, pieces = request(gateway, "wrong")
-    wire = pieces[0] + pieces[1][:2] + os.urandom(100_000)
+    wire = pieces[0] + pieces[1][:4] + os.urandom(100_000)
     messages = [
         {"type": "http.request", "body": wire[:at], "more_body": True},
         {"type": "http.request", "body": wire[at:], "more_body": False},
