@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import coverage
 import pytest
 
 from adytum.inference.engine.run.process import EngineSpec
@@ -40,6 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
             # Engines start several times more slowly on a machine with other work.
             item.add_marker(pytest.mark.timeout(1200))
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """For tests that time our code: coverage would make it several times slower, so it does not count here."""
+    counting = coverage.Coverage.current()
+    if counting is not None:
+        counting.stop()
+    yield
+    if counting is not None:
+        counting.start()
 
 
 @pytest.fixture(scope="session")

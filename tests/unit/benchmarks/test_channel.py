@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from adytum.benchmarks.channel.engine import EVENT
@@ -52,10 +53,12 @@ def ratio(data: Callable[[bytes], object]) -> float:
     return statistics.median(found)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_chunk_costs_no_more_than_it_did() -> None:
     assert ratio(exchange().data) <= LIMIT
 
 
+@pytest.mark.usefixtures("untraced")
 def test_the_gate_sees_a_path_twice_as_slow() -> None:
     """Half as slow again is seen too on a quiet machine; on a busy one AES-GCM grows dearer beside it."""
     first, second = exchange(), exchange()

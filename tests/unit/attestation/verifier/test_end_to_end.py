@@ -392,6 +392,7 @@ def test_a_policy_from_evidence_that_does_not_hold() -> None:
             policy_from(machine.document(), nonce=other, trust=TRUST, now=NOW, checks=Checks())
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_whole_document_takes_less_than_50_ms() -> None:
     """SNP, one GPU, both manifests, all collateral. About 20 ms on the machine where this was written."""
     machine = snp(1)
