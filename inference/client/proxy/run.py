@@ -88,8 +88,8 @@ def run_proxy(
 async def _until_signal(app: web.Application, listening: socket.socket, ready: Callable[[], None]) -> bool:
     """Serves; returns whether SIGTERM ended it. On SIGINT `asyncio.run` cancels it and raises `KeyboardInterrupt`."""
     stop = asyncio.Event()
-    # Windows has no such handlers, and no SIGTERM either.
-    with suppress(NotImplementedError):
+    # Windows has no such handlers, and only the main thread may set them.
+    with suppress(RuntimeError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await serve(app, listening, ready, stop)
     return stop.is_set()

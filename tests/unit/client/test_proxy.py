@@ -451,6 +451,25 @@ def test_invalid_options_are_reported_at_the_start(tmp_path: Path) -> None:
         run_proxy(upstreams=["https://a.example"], policy_path=tmp_path / "none.toml")
 
 
+def test_a_program_may_serve_it_in_a_thread_and_is_told_the_address(fake: Fake) -> None:
+    code = f"""
+import os, threading, httpx2
+from adytum.inference.client.proxy import run_proxy
+told = threading.Event()
+def ready(url):
+    global address
+    address = url
+    told.set()
+options = dict(upstreams=["{fake.url}"], policy_path="deploy/config/demo-policy.toml", port=0, ready=ready)
+threading.Thread(target=run_proxy, kwargs=options, daemon=True).start()
+assert told.wait(20)
+print(httpx2.get(address + "/models").json()["data"][0]["id"], flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("fake/chat\n", "")
+
+
 def test_the_command_serves_keeps_evidence_and_logs_no_content(fake: Fake, tmp_path: Path) -> None:
     port = free_port()
     command = ["proxy", "--upstream", fake.url, "--policy", str(ROOT / "deploy" / "config" / "demo-policy.toml")]
