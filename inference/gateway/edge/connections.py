@@ -5,9 +5,10 @@ second checks all connections, which costs less than a timer for each.
 """
 
 import asyncio
+import select
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from adytum.inference.gateway.limits import LIMITS, GatewayLimits
 
@@ -48,6 +49,8 @@ class Guard:
             if connection.overdue(connection.loop.time()):
                 self.cut += 1
                 connection.transport.abort()
+            elif connection.left():
+                connection.transport.abort()
         if self.open:
             loop = next(iter(self.open)).loop
             self._sweeping = loop.call_later(_SWEEP_S, self._sweep)
@@ -65,6 +68,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stalled_since: float | None = None
         self._head_size = 0
         self._lines_size = 0
+        self._earlier: list[RequestResponseCycle] = []
+        """Unanswered requests before the newest one (`cycle`): the first is being answered, the others wait."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self.guard.enter(self):
@@ -77,6 +82,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self in self.guard.open:
             self.guard.open.discard(self)
+            # uvicorn tells only the newest request that the client left. With others waiting, that is not the one being
+            # answered, and its engine would work on.
+            for cycle in self._earlier:
+                if not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
             super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
@@ -104,6 +115,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_size = self._lines_size = 0
         self._body_since = self.loop.time()
         if not self.transport.is_closing():
+            known = (*self._earlier, self.cycle)
+            self._earlier = [cycle for cycle in known if cycle is not None and not cycle.response_complete]
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -131,6 +144,15 @@ class GuardedProtocol(HttpToolsProtocol):
             or (self._body_since is not None and now - self._body_since > self.guard.body_seconds)
             or (self._stalled_since is not None and now - self._stalled_since > limits.write_seconds)
         )
+
+    def left(self) -> bool:
+        """Whether the client closed a connection that is not being read. uvicorn stops reading while a request or a
+        large body waits, and an event loop that does not read does not notice the end."""
+        if self.transport.is_closing() or not self.flow.read_paused:
+            return False
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _cut(self) -> None:
         self.guard.cut += 1

@@ -83,7 +83,7 @@ class ScriptedEngine:
         if not body.get("stream"):
             await asyncio.sleep(body.get("wait", 0))
             if script == "forever":
-                await self._wait_for_abort(asyncio.sleep(60))
+                await self._wait_for_abort(asyncio.sleep(3600))
             return web.json_response({"said": script, "pad": "x" * body.get("size", 0), "usage": USAGE})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Engine": "1"})
         await response.prepare(request)

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from adytum.inference.channel import ohttp
+from adytum.inference.channel import ehbp, hpke, ohttp
 from adytum.inference.core.config import parse
 from adytum.inference.gateway.limits import LIMITS
 from tests.support import config_text, seal, sealed_chat
 from tests.unit.gateway.support import RunningGateway, running_gateway
 
-TIGHT = replace(LIMITS, head=2048, head_lines=20, head_seconds=60.0, write_seconds=90.0, pipelined=4)
+TIGHT = replace(LIMITS, head=2048, head_lines=20, head_seconds=60.0, write_seconds=90.0)
 BODY_SECONDS = 120
 MARGIN = 20.0
 """Seconds before a limit, in which nothing may be cut yet: less than this passes while a test runs."""
@@ -26,6 +26,8 @@ SWEEP = 1.0
 """Between two looks of the guard at its connections."""
 PATH = "/.well-known/ohttp-gateway"
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: message/ohttp-chunked-req\r\n".encode()
+SMALL = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+PROTOCOLS = ("ohttp", "ehbp")
 
 
 @pytest.fixture
@@ -146,18 +148,126 @@ def test_a_body_after_its_answer_is_not_read_for_ever(tight: RunningGateway) -> 
         ended_after(connection)
 
 
-def test_a_reader_that_takes_nothing_is_cut_and_its_engine_let_go(tight: RunningGateway) -> None:
-    sealer = ohttp.RequestSealer(ohttp.CHUNKED, tight.configuration())
-    body = seal(sealer, chat(stream=True, events=200_000))
+@pytest.mark.parametrize("waiting", [0, LIMITS.pipelined])
+def test_a_reader_that_takes_nothing_is_cut_and_its_engine_let_go(tight: RunningGateway, waiting: int) -> None:
     with connect(tight) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        connection.sendall(sealed(tight, "ohttp", stream=True, events=200_000) + SMALL * waiting)
         wait_until(lambda: any(taken.flow.write_paused for taken in tight.guard.open))
         tight.loop.skip(TIGHT.write_seconds - MARGIN)
         assert tight.engine.aborted == 0
         tight.loop.skip(MARGIN + SWEEP)
-        wait_until(lambda: tight.engine.aborted == 1 and tight.sealed.in_progress == 0)
+        wait_until(lambda: let_go(tight))
     assert still_serves(tight)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("waiting", ["none", "one", "as many as may", "half of a large one"])
+def test_a_client_that_leaves_lets_its_engine_go_whatever_waits(
+    tight: RunningGateway, protocol: str, stream: bool, waiting: str
+) -> None:
+    large = sealed(tight, protocol, pad="x" * 200_000)
+    behind = {
+        "none": b"",
+        "one": SMALL,
+        "as many as may": SMALL * (LIMITS.pipelined - 1) + sealed(tight, protocol),
+        "half of a large one": large[: len(large) // 2],
+    }[waiting]
+    with connect(tight) as connection:
+        answered(tight, connection, protocol, stream=stream)
+        connection.sendall(behind)
+        wait_until(lambda: not behind or any(taken.pipeline for taken in tight.guard.open))
+    tight.loop.skip(SWEEP)
+    wait_until(lambda: let_go(tight) and not tight.guard.open)
+    assert len(tight.engine.seen) == 1, "what waited was not begun"
+    assert tight.guard.cut == 0, "the client left, and exceeded no limit"
+    assert still_serves(tight)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_during_the_drain_lets_its_engine_go(tight: RunningGateway, stream: bool) -> None:
+    with connect(tight) as connection:
+        answered(tight, connection, "ohttp", stream=stream)
+        connection.sendall(SMALL)
+        wait_until(lambda: any(taken.pipeline for taken in tight.guard.open))
+        for taken in tuple(tight.guard.open):
+            tight.loop.call_soon_threadsafe(taken.shutdown)
+    tight.loop.skip(SWEEP)
+    wait_until(lambda: let_go(tight))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("behind", "seconds"),
+    [
+        (SMALL * (LIMITS.pipelined + 1), 0),
+        (SMALL + HEAD + b"Content-Length: 10\r\n\r\nhalf", BODY_SECONDS + 3),
+        (SMALL + HEAD + b"X: " + b"x" * 4000 + b"\r\n\r\n", 0),
+        (SMALL + b"\0 is not HTTP\r\n\r\n", 0),
+    ],
+    ids=["too many", "half of a body", "too large a head", "not HTTP"],
+)
+def test_what_is_cut_for_a_later_request_lets_the_engine_of_the_first_go(
+    tight: RunningGateway, stream: bool, behind: bytes, seconds: float
+) -> None:
+    with connect(tight) as connection:
+        answered(tight, connection, "ohttp", stream=stream)
+        connection.sendall(behind)
+        if seconds:
+            wait_until(lambda: any(taken.pipeline for taken in tight.guard.open))
+            tight.loop.skip(seconds - MARGIN)
+            assert tight.engine.aborted == 0
+            tight.loop.skip(MARGIN + SWEEP)
+        wait_until(lambda: let_go(tight))
+        ended_after(connection)
+    assert len(tight.engine.seen) == 1
+    assert still_serves(tight)
+
+
+def test_requests_that_wait_are_answered_in_order(tight: RunningGateway) -> None:
+    """Looking for clients that left ends no connection whose client is still there."""
+    with connect(tight) as connection:
+        connection.sendall(sealed(tight, "ohttp", stream=True, events=3, gap=5))
+        wait_until(lambda: len(tight.engine.seen) == 1)
+        connection.sendall(SMALL * LIMITS.pipelined)
+        wait_until(lambda: any(taken.flow.read_paused for taken in tight.guard.open))
+        for _ in range(20):
+            tight.loop.skip(SWEEP)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 1 + LIMITS.pipelined:
+            answers += connection.recv(65_536)
+        assert answers.index(b"message/ohttp-chunked-res") < answers.index(b"alive")
+    assert tight.engine.aborted == 0
+
+
+def sealed(gateway: RunningGateway, protocol: str, **more: Any) -> bytes:
+    """One sealed request as it is on the wire."""
+    if protocol == "ohttp":
+        head, body = HEAD, seal(ohttp.RequestSealer(ohttp.CHUNKED, gateway.configuration()), chat(**more))
+    else:
+        _, _, keys = gateway.request("GET", "/.well-known/hpke-keys")
+        enc, context = hpke.setup_sender(ehbp.SUITE, keys[3:35], b"ehbp request")
+        frame = context.seal(json.dumps(chat(**more)).encode())
+        body = len(frame).to_bytes(4, "big") + frame
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{ehbp.REQUEST_HEADER}: {enc.hex()}\r\n".encode()
+    return head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def answered(gateway: RunningGateway, connection: socket.socket, protocol: str, *, stream: bool) -> None:
+    """Sends a request whose answer has no end, and returns once the engine works on it."""
+    forever = {"messages": [{"role": "user", "content": "forever"}]}
+    connection.sendall(
+        sealed(gateway, protocol, **({"stream": True, "events": 200_000, "gap": 0.1} if stream else forever))
+    )
+    wait_until(lambda: len(gateway.engine.seen) == 1)
+    if stream:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def let_go(gateway: RunningGateway) -> bool:
+    """Whether the one generation was aborted and no request is left."""
+    return gateway.engine.aborted == 1 and gateway.sealed.in_progress == 0
 
 
 def test_more_connections_than_configured_are_closed_and_the_others_served(tight: RunningGateway) -> None:
