@@ -11,7 +11,8 @@ MUTANT_WORKERS ?= 1
 IMAGE ?= build/image
 RUN = $(VENV)/bin/python
 COVERAGE = build/coverage
-PARALLEL = --numprocesses auto --dist worksteal
+# Three processes for two cores: some tests wait.
+PARALLEL = --numprocesses $(shell expr $$(nproc) \* 3 / 2) --dist worksteal
 # Half of the time that pytest takes to start is compiling tests.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -101,6 +101,7 @@ def test_compose_publishes_the_proxy_on_loopback_only() -> None:
             assert source == "../var/models" or (ROOT / "deploy" / source).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("docker-compose") is None, reason="docker-compose is not installed (Debian: apt-get install)"
 )

@@ -162,6 +162,7 @@ def test_a_generated_page_is_current(path: str) -> None:
     assert (ROOT / page).read_text() == reference()["PAGES"][page](), "run: python docs/tools/reference.py"
 
 
+@pytest.mark.slow
 def test_every_limit_has_a_test() -> None:
     named = list(reference()["limits"].tests())
     assert len(named) > 50

@@ -362,6 +362,7 @@ def test_every_flipped_bit_of_a_request(media: Media, lookup: str) -> None:
     assert open_request(media, [request], keys)[0] == b"abcde"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("media", MEDIA, ids=lambda m: m.request)
 def test_every_flipped_bit_of_an_x_wing_request(media: Media) -> None:
     offered = configuration(KemId.MLKEM768_X25519)

@@ -268,6 +268,7 @@ def test_progress_is_told_of_every_byte(folder: Path) -> None:
     assert told[-1] == (manifest.size, manifest.size)
 
 
+@pytest.mark.slow
 def test_check_does_not_hash_on_after_a_difference(folder: Path) -> None:
     """The largest file goes first and is wrong: of 300 others nearly all are left."""
     for index in range(300):

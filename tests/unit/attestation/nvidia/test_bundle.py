@@ -315,6 +315,7 @@ def test_every_truncation() -> None:
             parse_bundle(ONE[:size])
 
 
+@pytest.mark.slow
 def test_no_byte_may_change() -> None:
     """One bit of every 29th byte, and of the first 40 and the last 60, where architecture and state stand."""
     accepted = []

@@ -134,6 +134,7 @@ def test_requests_ask_for_what_real_answers_are_about(vectors: Path) -> None:
         assert not list(request.extensions)
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_real_answer_counts(vectors: Path) -> None:
     """Every byte, changed in three ways; none is irrelevant."""
     (data,) = real(vectors, DEVICE[0])

@@ -114,6 +114,7 @@ def test_a_release_signed_with_two_keys_serves_those_who_know_either(tmp_path: P
         release.verify(data, signatures, [])
 
 
+@pytest.mark.slow
 def test_every_changed_byte_is_refused() -> None:
     data = release.encode(8, "2026-11-23", [NEW, OLD])
     signature = release.sign(data, [KEY])

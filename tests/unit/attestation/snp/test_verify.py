@@ -258,6 +258,7 @@ def test_a_list_that_is_not_complete(only: x509.ExtensionType) -> None:
         check(crls=(GENOA.crl(only=only),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("product", "version"), [("Milan", 2), ("Genoa", 3), ("Turin", 5)])
 def test_every_changed_byte_of_a_report_is_refused(product: str, version: int) -> None:
     """None of the 1,184 is irrelevant: each is signed, a part of the signature, or has to be zero."""

@@ -299,6 +299,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verified(INTEL.quote()).tdx == TdxFacts()
 
 
+@pytest.mark.slow
 def test_every_byte_counts() -> None:
     """Each byte of a quote, changed. Accepted is only what is not signed and means the same: the type and place of
     line ends in the PEM text, and text around its blocks, which give the same certificates."""

@@ -71,6 +71,7 @@ def flips(data: bytes) -> list[bytes]:
     return [data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :] for at in range(len(data)) for mask in MASKS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "change"),
     [
