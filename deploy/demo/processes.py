@@ -43,7 +43,8 @@ def backend(port: int) -> Iterator[int]:
             state = _json(f"http://127.0.0.1:{port}/readyz")
             if state and state["step"] != step:
                 step = state["step"]
-                print(f"[{time.monotonic() - started:5.1f} s] {step}: {state['waits_for']}", flush=True)
+                waits_for = "" if step == "SERVING" else f": {state['waits_for']}"
+                print(f"[{time.monotonic() - started:5.1f} s] {step}{waits_for}", flush=True)
             time.sleep(0.2)
         yield process.pid
 
