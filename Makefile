@@ -88,7 +88,7 @@ mutants: $(VENV)/.installed-dev ## Mutation testing of the channel (M="*.channel
 	@touch $(ROOM)/tests/__init__.py $(ROOM)/tests/unit/__init__.py
 	@cp tests/unit/channel/mutants.toml $(ROOM)/pyproject.toml
 	@cd $(ROOM) && nice $(CURDIR)/$(VENV)/bin/mutmut run --max-children $(MUTANT_WORKERS) $(if $(M),'$(M)')
-	@cd $(ROOM) && $(CURDIR)/$(VENV)/bin/mutmut results
+	@cd $(ROOM) && $(CURDIR)/$(VENV)/bin/mutmut results | sed '/: not checked$$/d'
 
 bench: $(VENV)/.installed-dev models ## Sealed against plaintext-to-the-socket, one run, alternated (benchmarks/README.md)
 	@$(RUN) -m adytum.benchmarks serve --arms direct ohttp own-direct own-relay own-ohttp own-ehbp --out var/bench/run.json
