@@ -9,15 +9,8 @@ import secrets
 from pathlib import Path
 
 import click
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from adytum.inference.cli.files import FILE, make_key, read_key
 
 
 @click.group()
@@ -37,21 +30,17 @@ def key() -> None:
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 def signing_key(path: Path) -> None:
     """Make the key that signs lists, in a new file PATH. Keep it away from the backend."""
-    made = Ed25519PrivateKey.generate()
-    pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        made = make_key(path)
     except FileExistsError:
         raise click.ClickException(f"{path} exists, and is not overwritten") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
     public = made.public_key().public_bytes_raw().hex()
     click.echo(f'put into the configuration, under [callers]   signed_by = "{public}"')
 
 
 @callers.command()
-@click.argument("path", type=_FILE)
-@click.option("--key", "key_path", type=_FILE, required=True, help="From `adytum callers signing-key`.")
+@click.argument("path", type=FILE)
+@click.option("--key", "key_path", type=FILE, required=True, help="From `adytum callers signing-key`.")
 def sign(path: Path, key_path: Path) -> None:
     """Check the list PATH and sign it into PATH.sig."""
     from adytum.inference.gateway.callers.callers import SIGNED, CallerList, CallersError
@@ -59,13 +48,11 @@ def sign(path: Path, key_path: Path) -> None:
     data = path.read_bytes()
     try:
         found = CallerList.parse(data)
-        held = load_pem_private_key(key_path.read_bytes(), None)
+        held = read_key(key_path, "adytum callers signing-key")
     except CallersError as error:
         raise click.ClickException(f"{path}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise click.ClickException(f"{key_path} is not a private key in PEM") from error
-    if not isinstance(held, Ed25519PrivateKey):
-        raise click.ClickException(f"{key_path} is not an Ed25519 key; `adytum callers signing-key` makes one")
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     signature = path.with_name(path.name + ".sig")
     # Replaced whole: a backend may read it at any moment.
     made = signature.with_name(signature.name + ".new")
@@ -75,7 +62,7 @@ def sign(path: Path, key_path: Path) -> None:
 
 
 @callers.command()
-@click.argument("path", type=_FILE)
+@click.argument("path", type=FILE)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The disk's image.")
 def disk(path: Path, out: Path) -> None:
     """Put the signed list PATH on a raw disk, for the virtual machine's image.
@@ -97,7 +84,7 @@ def disk(path: Path, out: Path) -> None:
 
 
 @callers.command()
-@click.argument("path", type=_FILE)
+@click.argument("path", type=FILE)
 @click.option("--signed-by", required=True, metavar="HEX", help="callers.signed_by of the configuration.")
 def check(path: Path, signed_by: str) -> None:
     """Show how a backend would read the list PATH."""

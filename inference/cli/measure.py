@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from adytum.inference.cli.files import FILE
 
 
 def number(text: str) -> int:

@@ -17,8 +17,7 @@ from adytum.attestation.reference import release
 from adytum.attestation.reference.measurements import Measurements
 from adytum.attestation.verifier.fetch import fetch_document
 from adytum.attestation.verifier.pin import policy_from
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from adytum.inference.cli.files import FILE
 
 
 @click.group()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from adytum.inference.cli.files import FILE
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 

@@ -2,23 +2,16 @@
 
 import datetime
 import hashlib
-import os
 from pathlib import Path
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from adytum.attestation.core.errors import AttestationError, PolicyFileError
 from adytum.attestation.reference import release as releases
 from adytum.attestation.reference.measurements import Measurements
+from adytum.inference.cli.files import FILE, make_key, read_key
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -31,16 +24,12 @@ def release() -> None:
 @click.argument("path", type=NEW)
 def key(path: Path) -> None:
     """Make the key that signs releases, in a new file PATH. Keep it away from hosts and backends."""
-    made = Ed25519PrivateKey.generate()
-    pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        made = make_key(path)
     except FileExistsError:
         raise click.UsageError(f"{path} exists, and is not overwritten") from None
     except OSError as error:
         raise click.UsageError(f"{path} cannot be written: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
     click.echo(made.public_key().public_bytes_raw().hex())
 
 
@@ -143,12 +132,9 @@ def _tell(found: releases.Release) -> None:
 
 def _private(path: Path) -> Ed25519PrivateKey:
     try:
-        held = load_pem_private_key(path.read_bytes(), None)
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(f"{path} is not a private key in PEM") from error
-    if not isinstance(held, Ed25519PrivateKey):
-        raise click.UsageError(f"{path} is not an Ed25519 key; `adytum release key` makes one")
-    return held
+        return read_key(path, "adytum release key")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _sha256(path: Path) -> bytes:

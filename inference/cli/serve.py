@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from adytum.inference.cli.files import FILE
 
 
 @click.command()
